@@ -1,0 +1,31 @@
+# The commands of the house. Each sets up what it needs in .venv, from nothing.
+PYTHON ?= python3
+PY := .venv/bin/python
+PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
+
+.PHONY: train test lint
+train: .venv/core
+	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
+
+test: .venv/test lint
+	$(PY) -m pytest -m "not slow and not gpu"
+
+lint: .venv/lint
+	$(PY) -m ruff check .
+	$(PY) -m mypy
+
+.venv/pip:
+	$(PYTHON) -m venv .venv
+	touch $@
+
+.venv/core: .venv/pip setup.cfg
+	$(PIP) --editable .[vector]
+	touch $@
+
+.venv/test: .venv/core setup.cfg
+	$(PIP) --editable .[test]
+	touch $@
+
+.venv/lint: .venv/core setup.cfg
+	$(PIP) --editable .[lint]
+	touch $@

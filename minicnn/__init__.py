@@ -1,0 +1,1 @@
+"""A convolutional network written by hand: layers, losses and optimisers on NumPy and CuPy arrays."""
