@@ -1,0 +1,103 @@
+"""What the commands share: arguments of the same name and meaning, exit codes, progress bars."""
+
+import argparse
+import signal
+import sys
+from collections.abc import Callable, Iterable
+from typing import NoReturn, TypeVar
+
+from tqdm import tqdm
+
+from minicnn.backend import DeviceError
+from minicnn.checkpoint import CheckpointError
+from segment.errors import InputError
+
+BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+
+T = TypeVar("T")
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived; like KeyboardInterrupt, it is no error, so `except Exception` lets it pass."""
+
+
+def run(main: Callable[[list[str]], None]) -> NoReturn:
+    """Run a command and exit: 0, 2 with one line on bad input, 130 on Ctrl-C, 143 on SIGTERM."""
+    signal.signal(signal.SIGTERM, _terminate)
+    try:
+        main(sys.argv[1:])
+    except (InputError, CheckpointError, DeviceError) as error:
+        _fail(str(error), BAD_INPUT)
+    except OSError as error:
+        name = f": {error.filename}" if error.filename else ""
+        _fail(f"{error.strerror or error}{name}", BAD_INPUT)
+    except KeyboardInterrupt as interrupt:
+        _fail(str(interrupt) or "interrupted", INTERRUPTED)
+    except Terminated as terminated:
+        _fail(str(terminated) or "terminated", TERMINATED)
+    sys.exit(0)
+
+
+def _terminate(signum: int, frame: object) -> NoReturn:
+    raise Terminated
+
+
+def _fail(sentence: str, code: int) -> NoReturn:
+    print(f"error: {sentence}" if code == BAD_INPUT else sentence, file=sys.stderr)
+    sys.exit(code)
+
+
+def parser(name: str, description: str) -> argparse.ArgumentParser:
+    """A parser whose --help starts with `python -m segment.NAME` and shows the defaults."""
+    return argparse.ArgumentParser(
+        prog=f"python -m segment.{name}",
+        description=description,
+        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
+    )
+
+
+def add_device(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to run")
+
+
+def add_data(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--data",
+        nargs="+",
+        metavar="PATH",
+        help="folders (images/ with gt/ or masks/) or CSV files; default: synthetic scenes",
+    )
+    to.add_argument("--cache", metavar="DIR", help="where the tiles are kept; default: user's cache")
+
+
+def add_reading(to: argparse.ArgumentParser) -> None:
+    """How pixels are read: needed only for rasters that are not 8-bit RGB."""
+    to.add_argument(
+        "--bands", type=int, nargs=3, metavar="B", help="bands to read as red, green, blue; default: 1 2 3"
+    )
+    to.add_argument(
+        "--value-range",
+        type=float,
+        nargs=2,
+        metavar=("LOW", "HIGH"),
+        help="values that become 0 and 255, for rasters that are not 8-bit",
+    )
+
+
+def add_pixel_size(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--pixel-size", type=positive, metavar="M", help="ground resolution to work at, in metres"
+    )
+
+
+def positive(text: str) -> float:
+    """An argparse type: a number above zero."""
+    value = float(text)
+    if not 0 < value < float("inf"):
+        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    return value
+
+
+def progress(items: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+    """A progress bar on a terminal; silent elsewhere, so that logs stay readable."""
+    return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)
