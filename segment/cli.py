@@ -18,7 +18,7 @@ T = TypeVar("T")
 
 
 class Terminated(BaseException):
-    """SIGTERM arrived; like KeyboardInterrupt, it is no error, so `except Exception` lets it pass."""
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: no handler of errors takes it."""
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -67,13 +67,19 @@ def add_data(to: argparse.ArgumentParser) -> None:
         metavar="PATH",
         help="folders (images/ with gt/ or masks/) or CSV files; default: synthetic scenes",
     )
-    to.add_argument("--cache", metavar="DIR", help="where the tiles are kept; default: user's cache")
+    to.add_argument(
+        "--cache", metavar="DIR", help="where the tiles are kept; default: user's cache"
+    )
 
 
 def add_reading(to: argparse.ArgumentParser) -> None:
     """How pixels are read: needed only for rasters that are not 8-bit RGB."""
     to.add_argument(
-        "--bands", type=int, nargs=3, metavar="B", help="bands to read as red, green, blue; default: 1 2 3"
+        "--bands",
+        type=int,
+        nargs=3,
+        metavar="B",
+        help="bands to read as red, green, blue; default: 1 2 3",
     )
     to.add_argument(
         "--value-range",
@@ -98,6 +104,8 @@ def positive(text: str) -> float:
     return value
 
 
-def progress(items: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it") -> tqdm:
+def progress(
+    items: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it"
+) -> tqdm:
     """A progress bar on a terminal; silent elsewhere, so that logs stay readable."""
     return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)

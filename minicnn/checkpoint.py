@@ -1,0 +1,77 @@
+"""Arrays and what is known about them in one safetensors file, proof against damage.
+
+The file's metadata holds one JSON document and a SHA-256 over it and all arrays, because the
+format itself has no checksum: a flipped byte is found at loading, not in the masks.
+"""
+
+import hashlib
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from safetensors import SafetensorError, safe_open
+from safetensors.numpy import save_file
+
+from minicnn.backend import Array, array_module, to_host
+from minicnn.files import atomic_write
+from minicnn.layers import Layer
+
+
+class CheckpointError(ValueError):
+    """A checkpoint that can't be used: the message names the file and what was expected."""
+
+
+def save(path: str | Path, arrays: dict[str, Array], about: dict[str, Any]) -> None:
+    """Write `arrays` and the JSON document `about`; the file appears whole or not at all."""
+    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
+    document = json.dumps(about, sort_keys=True)
+    # One metadata key: safetensors writes several in no fixed order, and files should be equal.
+    envelope = json.dumps({"about": document, "sha256": _digest(host, document)}, sort_keys=True)
+    with atomic_write(path) as temporary:
+        save_file(host, temporary, metadata={"minicnn": envelope})
+
+
+def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
+    """The arrays and the document of a file that `save` wrote, else CheckpointError."""
+    try:
+        with safe_open(path, framework="numpy") as file:
+            envelope = json.loads((file.metadata() or {})["minicnn"])
+            arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
+            document, digest = envelope["about"], envelope["sha256"]
+    except FileNotFoundError:
+        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+        raise CheckpointError(
+            f"{path}: expected a whole safetensors checkpoint of minicnn ({error})"
+        ) from error
+    if _digest(arrays, document) != digest:
+        raise CheckpointError(f"{path}: the checkpoint is damaged, its checksum does not match")
+    return arrays, json.loads(document)
+
+
+def _digest(arrays: dict[str, np.ndarray], document: str) -> str:
+    digest = hashlib.sha256(document.encode())
+    for name, array in sorted(arrays.items()):
+        digest.update(f"{name} {array.dtype} {array.shape}".encode())
+        digest.update(array.tobytes())
+    return digest.hexdigest()
+
+
+def net_arrays(net: Layer) -> dict[str, Array]:
+    """Everything that makes a net what it is: its parameters and its running statistics."""
+    return {**net.parameters(), **net.buffers()}
+
+
+def load_net(net: Layer, arrays: dict[str, np.ndarray], path: str | Path) -> None:
+    """Put `arrays`, read from `path`, into `net`; CheckpointError if they are another net's."""
+    own = net_arrays(net)
+    wrong = sorted(own.keys() ^ arrays.keys()) or sorted(
+        name for name, array in own.items() if array.shape != arrays[name].shape
+    )
+    if wrong:
+        raise CheckpointError(
+            f"{path}: the weights are of another architecture ({wrong[0]} does not fit)"
+        )
+    for name, array in own.items():
+        array[...] = array_module(array).asarray(arrays[name], array.dtype)

@@ -1,0 +1,31 @@
+"""The ops on NumPy arrays."""
+
+from minicnn.ops import (
+    batch_norm,
+    batch_norm_backward,
+    conv2d,
+    conv2d_backward,
+    conv_bn_relu,
+    conv_bn_relu_backward,
+    conv_transpose2d,
+    conv_transpose2d_backward,
+    max_pool2d,
+    max_pool2d_backward,
+    relu,
+    relu_backward,
+)
+
+__all__ = [
+    "batch_norm",
+    "batch_norm_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_bn_relu",
+    "conv_bn_relu_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+]

@@ -1,0 +1,349 @@
+"""Layers: an op with its parameters, and the memory of one forward pass for the backward one."""
+
+from collections.abc import Iterator
+from typing import Any
+
+import numpy as np
+
+from minicnn.backend import Array, kernels_for, to_device
+from minicnn.ops import Pad, Statistics, conv_size, pads, same_pad, transpose_size
+
+Shape = tuple[int, ...]
+EPS = 1e-5
+MOMENTUM = 0.1  # share of the newest batch in the running statistics
+
+
+class Layer:
+    """The base: `forward` remembers, `backward` consumes the memory, `predict` does neither.
+
+    A subclass fills `params` and `state` (its own arrays by name) and lists its parts in
+    `children`. `backward` leaves a gradient in `grads` for every entry of `params`.
+    """
+
+    def __init__(self) -> None:
+        self.params: dict[str, Array] = {}
+        self.grads: dict[str, Array] = {}
+        self.state: dict[str, Array] = {}
+        self.cache: Any = None
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        """The layer's output; what `backward` will need is kept."""
+        raise NotImplementedError
+
+    def backward(self, dy: Array) -> Array:
+        """From the gradient of the output to that of the input; fills `grads`."""
+        raise NotImplementedError
+
+    def predict(self, x: Array) -> Array:
+        """The output in inference, with nothing kept: safe to call from several threads."""
+        raise NotImplementedError
+
+    def output_shape(self, shape: Shape) -> Shape:
+        """The output's (N, H, W, C) for an input's."""
+        return shape
+
+    def children(self) -> dict[str, "Layer"]:
+        """The layers this one is made of, by name."""
+        return {}
+
+    def walk(self, name: str = "") -> Iterator[tuple[str, "Layer"]]:
+        """This layer and all below it, each with its dotted name."""
+        yield name, self
+        for key, child in self.children().items():
+            yield from child.walk(f"{name}.{key}" if name else key)
+
+    def parameters(self) -> dict[str, Array]:
+        """Every trainable array by its dotted name, such as "encoder0.0.w"."""
+        return self._collect("params")
+
+    def gradients(self) -> dict[str, Array]:
+        """The gradients of the last backward pass, under the names of the parameters."""
+        return self._collect("grads")
+
+    def buffers(self) -> dict[str, Array]:
+        """What is learnt without a gradient: the running statistics."""
+        return self._collect("state")
+
+    def _collect(self, kind: str) -> dict[str, Array]:
+        return {
+            f"{name}.{key}" if name else key: array
+            for name, layer in self.walk()
+            for key, array in getattr(layer, kind).items()
+        }
+
+    def to(self, device: str) -> "Layer":
+        """Move every array to "cpu" or "gpu"; float64 and float32 stay what they are."""
+        return self._convert(lambda array: to_device(array, device))
+
+    def astype(self, dtype: Any) -> "Layer":
+        """Convert every array, to float64 for a gradient check."""
+        return self._convert(lambda array: array.astype(dtype))
+
+    def _convert(self, function: Any) -> "Layer":
+        for _, layer in self.walk():
+            for arrays in (layer.params, layer.grads, layer.state):
+                arrays.update({key: function(array) for key, array in arrays.items()})
+            layer.cache = None
+        return self
+
+    def recall(self) -> Any:
+        """The memory of the forward pass, handed out once."""
+        if self.cache is None:
+            raise RuntimeError(
+                f"{type(self).__name__}.backward needs a forward pass of its own first "
+                "(a layer serves one place in a network)"
+            )
+        cache, self.cache = self.cache, None
+        return cache
+
+
+def he_normal(rng: np.random.Generator, shape: Shape, fan_in: float) -> np.ndarray:
+    """Normal weights of variance 2 / fan_in, which keep a ReLU net's signal (He et al. 2015)."""
+    return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+
+
+def _zeros(size: int) -> np.ndarray:
+    return np.zeros(size, np.float32)
+
+
+def _ones(size: int) -> np.ndarray:
+    return np.ones(size, np.float32)
+
+
+class Conv2d(Layer):
+    """F filters of kernel x kernel pixels over C channels; see `minicnn.ops.conv2d`."""
+
+    def __init__(
+        self,
+        C: int,
+        F: int,
+        kernel: int,
+        stride: int = 1,
+        pad: Pad = 0,
+        *,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        self.stride, self.pad = stride, pad
+        weights = he_normal(rng, (kernel, kernel, C, F), kernel * kernel * C)
+        self.params = {"w": weights, "b": _zeros(F)}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        y, self.cache = self._apply(x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        dx, dw, db = kernels_for(dy).conv2d_backward(dy, self.recall())
+        self.grads = {"w": dw, "b": db}
+        return dx
+
+    def predict(self, x: Array) -> Array:
+        return self._apply(x)[0]
+
+    def _apply(self, x: Array) -> tuple[Array, Any]:
+        return kernels_for(x).conv2d(x, self.params["w"], self.params["b"], self.stride, self.pad)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        K, _, _, F = self.params["w"].shape
+        return _spatial(conv_size, shape, K, self.stride, self.pad, F)
+
+
+class ConvTranspose2d(Layer):
+    """Upsampling by learnt windows; see `minicnn.ops.conv_transpose2d`."""
+
+    def __init__(
+        self,
+        C: int,
+        F: int,
+        kernel: int,
+        stride: int = 2,
+        crop: Pad = 0,
+        *,
+        rng: np.random.Generator,
+    ) -> None:
+        super().__init__()
+        self.stride, self.crop = stride, crop
+        fan_in = kernel * kernel * C / stride**2  # windows overlap: what reaches one output pixel
+        self.params = {"w": he_normal(rng, (kernel, kernel, F, C), fan_in), "b": _zeros(F)}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        y, self.cache = self._apply(x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        dx, dw, db = kernels_for(dy).conv_transpose2d_backward(dy, self.recall())
+        self.grads = {"w": dw, "b": db}
+        return dx
+
+    def predict(self, x: Array) -> Array:
+        return self._apply(x)[0]
+
+    def _apply(self, x: Array) -> tuple[Array, Any]:
+        w, b = self.params["w"], self.params["b"]
+        return kernels_for(x).conv_transpose2d(x, w, b, self.stride, self.crop)
+
+    def output_shape(self, shape: Shape) -> Shape:
+        K, _, F, _ = self.params["w"].shape
+        return _spatial(transpose_size, shape, K, self.stride, self.crop, F)
+
+
+def _spatial(size: Any, shape: Shape, K: int, stride: int, pad: Pad, F: int) -> Shape:
+    N, H, W, _ = shape
+    rows, columns = pads(pad)
+    return N, size(H, K, stride, *rows), size(W, K, stride, *columns), F
+
+
+def running_statistics(state: dict[str, Array]) -> Statistics:
+    """The statistics that inference uses in place of a batch's own."""
+    return Statistics(state["mean"], state["var"])
+
+
+def update_running(state: dict[str, Array], batch: Statistics, count: int) -> None:
+    """Move the running statistics towards the batch's; the variance made unbiased, n / (n - 1)."""
+    unbiased = batch.var * (count / max(1, count - 1))
+    state["mean"] = (1 - MOMENTUM) * state["mean"] + MOMENTUM * batch.mean
+    state["var"] = (1 - MOMENTUM) * state["var"] + MOMENTUM * unbiased
+
+
+class BatchNorm2d(Layer):
+    """Normalise each channel over the batch; in inference by running averages."""
+
+    def __init__(self, C: int) -> None:
+        super().__init__()
+        self.params = {"gamma": _ones(C), "beta": _zeros(C)}
+        self.state = {"mean": _zeros(C), "var": _ones(C)}
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        statistics = None if training else running_statistics(self.state)
+        y, self.cache = self._apply(x, statistics)
+        if training:
+            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        dx, dgamma, dbeta = kernels_for(dy).batch_norm_backward(dy, self.recall())
+        self.grads = {"gamma": dgamma, "beta": dbeta}
+        return dx
+
+    def predict(self, x: Array) -> Array:
+        return self._apply(x, running_statistics(self.state))[0]
+
+    def _apply(self, x: Array, statistics: Statistics | None) -> tuple[Array, Any]:
+        gamma, beta = self.params["gamma"], self.params["beta"]
+        return kernels_for(x).batch_norm(x, gamma, beta, statistics, EPS)
+
+
+class ReLU(Layer):
+    """max(x, 0)."""
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        y, self.cache = kernels_for(x).relu(x)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        return kernels_for(dy).relu_backward(dy, self.recall())
+
+    def predict(self, x: Array) -> Array:
+        return kernels_for(x).relu(x)[0]
+
+
+class MaxPool2d(Layer):
+    """The largest value of each size x size area; see `minicnn.ops.max_pool2d`."""
+
+    def __init__(self, size: int = 2) -> None:
+        super().__init__()
+        self.size = size
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        y, self.cache = kernels_for(x).max_pool2d(x, self.size)
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        return kernels_for(dy).max_pool2d_backward(dy, self.recall())
+
+    def predict(self, x: Array) -> Array:
+        return kernels_for(x).max_pool2d(x, self.size)[0]
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return _spatial(conv_size, shape, self.size, self.size, 0, shape[3])
+
+
+class ConvBlock(Layer):
+    """relu(batch_norm(conv2d([x, skip]))) with 'same' padding: the block the U-Net is made of.
+
+    One layer over one op, `conv_bn_relu`, so that the fast kernels can fuse its three steps.
+    `skip` counts the channels of an optional second input, joined behind the first.
+    """
+
+    def __init__(
+        self, C: int, F: int, kernel: int, skip: int = 0, *, rng: np.random.Generator
+    ) -> None:
+        super().__init__()
+        self.pad = same_pad(kernel)
+        weights = he_normal(rng, (kernel, kernel, C + skip, F), kernel * kernel * (C + skip))
+        self.params = {"w": weights, "b": _zeros(F), "gamma": _ones(F), "beta": _zeros(F)}
+        self.state = {"mean": _zeros(F), "var": _ones(F)}
+
+    def forward(self, x: Array, training: bool = False, skip: Array | None = None) -> Array:
+        statistics = None if training else running_statistics(self.state)
+        y, self.cache = self._apply(x, skip, statistics)
+        if training:
+            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
+        return y
+
+    def backward(self, dy: Array) -> Array:
+        """dx; for a block without a second input."""
+        return self.backward_both(dy)[0]
+
+    def backward_both(self, dy: Array, need_dx: bool = True) -> tuple[Array, Array]:
+        """dx and dskip; None for both without `need_dx`, which spares the first block the work."""
+        dx, dskip, *grads = kernels_for(dy).conv_bn_relu_backward(dy, self.recall(), need_dx)
+        self.grads = dict(zip(("w", "b", "gamma", "beta"), grads, strict=True))
+        return dx, dskip
+
+    def predict(self, x: Array, skip: Array | None = None) -> Array:
+        return self._apply(x, skip, running_statistics(self.state))[0]
+
+    def _apply(
+        self, x: Array, skip: Array | None, statistics: Statistics | None
+    ) -> tuple[Array, Any]:
+        p = self.params
+        return kernels_for(x).conv_bn_relu(
+            x, skip, p["w"], p["b"], p["gamma"], p["beta"], statistics, self.pad, EPS
+        )
+
+    def output_shape(self, shape: Shape) -> Shape:
+        return *shape[:3], self.params["w"].shape[3]
+
+
+class Sequential(Layer):
+    """Layers in a row. Its backward pass is its forward pass in the mirror."""
+
+    def __init__(self, *layers: Layer) -> None:
+        super().__init__()
+        if len(set(map(id, layers))) < len(layers):
+            raise ValueError("a layer may stand only once in a network")
+        self.layers = layers
+
+    def forward(self, x: Array, training: bool = False) -> Array:
+        for layer in self.layers:
+            x = layer.forward(x, training)
+        return x
+
+    def backward(self, dy: Array) -> Array:
+        for layer in reversed(self.layers):
+            dy = layer.backward(dy)
+        return dy
+
+    def predict(self, x: Array) -> Array:
+        for layer in self.layers:
+            x = layer.predict(x)
+        return x
+
+    def output_shape(self, shape: Shape) -> Shape:
+        for layer in self.layers:
+            shape = layer.output_shape(shape)
+        return shape
+
+    def children(self) -> dict[str, Layer]:
+        return {str(index): layer for index, layer in enumerate(self.layers)}
