@@ -1,0 +1,102 @@
+"""A trained network with what it must be told apart by: how it reads pixels, at which size."""
+
+from dataclasses import asdict, dataclass, field, replace
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minicnn
+from minicnn.backend import Array, to_device, to_host
+from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
+from minicnn.losses import sigmoid
+from segment.scenes import Reading
+from segment.unet import UNet
+
+BUNDLED = Path(__file__).parent / "weights" / "synthetic.safetensors"
+BEST = "best.safetensors"
+MEAN, SCALE = 127.5, 64.0
+
+
+def normalise(pixels: Array) -> Array:
+    """Bytes 0 ... 255 to float32 around 0: (pixels - 127.5) / 64, on the device they are on."""
+    return (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(SCALE)
+
+
+@dataclass(frozen=True)
+class ModelInfo:
+    """What a model's file says of it, beside the weights.
+
+    `pixel_size` is the ground resolution in metres it was trained at, None if unknown;
+    `threshold` the probability from which a pixel is called building, calibrated on validation.
+    """
+
+    architecture: dict[str, Any] = field(default_factory=dict)
+    reading: Reading = field(default_factory=Reading)
+    scaling: tuple[float, float] = (MEAN, SCALE)
+    pixel_size: float | None = None
+    threshold: float = 0.5
+    trained: dict[str, Any] = field(default_factory=dict)  # data, split, epoch, scores: for people
+    version: str = minicnn.__version__
+
+
+def architecture(net: UNet) -> dict[str, Any]:
+    """The arguments that build a net of this shape again."""
+    return {
+        "in_channels": net.in_channels,
+        "classes": net.classes,
+        "widths": list(net.widths),
+        "kernel": net.kernel,
+    }
+
+
+@dataclass
+class Model:
+    net: UNet
+    info: ModelInfo
+    device: str = "cpu"
+
+    def to(self, device: str) -> "Model":
+        self.net.to(device)
+        return replace(self, device=device)
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        """Probability of a building per pixel: (N, H, W, 3) bytes -> (N, H, W) float32."""
+        logits = self.net.predict(normalise(to_device(pixels, self.device)))
+        return to_host(sigmoid(logits)[..., 0])
+
+
+def save_model(path: str | Path, net: UNet, info: ModelInfo) -> None:
+    """Write a net's weights and `info`, whole or not at all."""
+    about = asdict(replace(info, architecture=architecture(net)))
+    save(path, net_arrays(net), {"model": about})
+
+
+def load_model(path: str | Path | None = None) -> Model:
+    """The model in a run's folder or in a file; None: the one that comes with the package."""
+    file = Path(path) if path is not None else BUNDLED
+    if file.is_dir():
+        if not (file / BEST).exists():
+            raise CheckpointError(f"{file}: expected a run folder with {BEST} in it")
+        file /= BEST
+    arrays, about = load(file)
+    info = _info(about, file)
+    net = UNet(**info.architecture)
+    load_net(net, arrays, file)
+    return Model(net, info)
+
+
+def _info(about: dict[str, Any], file: Path) -> ModelInfo:
+    try:
+        fields = dict(about["model"])
+        reading = Reading(**{key: tuple(value) for key, value in fields.pop("reading").items()})
+        info = ModelInfo(reading=reading, **fields)
+    except (KeyError, TypeError) as error:
+        raise CheckpointError(
+            f"{file}: expected a model of segment, with its description"
+        ) from error
+    if tuple(info.scaling) != (MEAN, SCALE):
+        raise CheckpointError(
+            f"{file}: pixels are scaled by {(MEAN, SCALE)} here, but the model wants {info.scaling}"
+        )
+    return info

@@ -1,0 +1,215 @@
+"""Train the U-Net on aerial tiles: `python -m segment.train`."""
+
+import argparse
+import time
+from dataclasses import asdict, dataclass, fields
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from minicnn.backend import choose_device
+from segment.cli import add_data, add_device, add_pixel_size, add_reading, parser, positive, run
+from segment.errors import InputError
+from segment.evaluate import evaluate_tiles
+from segment.metrics import Confusion, summarise, table
+from segment.model import ModelInfo, load_model
+from segment.plots import overlay
+from segment.run import Run, read_json, write_json
+from segment.scenes import Reading, find_scenes
+from segment.splits import SCENARIOS, make_split
+from segment.synthetic import default_scenes
+from segment.tiles import TileStore, open_store
+from segment.trainer import Trainer
+from segment.unet import UNet
+
+AUTO_BATCH = 8
+
+
+@dataclass(frozen=True)
+class Settings:
+    """Everything that decides what a run computes, kept in its config.json."""
+
+    data: tuple[str, ...] = ()  # empty: synthetic scenes
+    split: str = "scene"
+    epochs: int = 30
+    batch_size: int = AUTO_BATCH
+    lr: float = 1e-3
+    patience: int = 10
+    pixel_size: float | None = None
+    seed: int = 0
+    init: str | None = None
+    bands: tuple[int, int, int] = (1, 2, 3)
+    value_range: tuple[float, float] = (0.0, 255.0)
+
+    @property
+    def reading(self) -> Reading:
+        return Reading(self.bands, self.value_range)
+
+
+def main(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    device = choose_device(options.device)
+    folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    settings, resumes = _settle(options, folder)
+    if folder.metrics.exists():
+        print(f"{folder.folder} is finished")
+        return _report(folder)
+    store = _tiles(settings, options.cache)
+    split = make_split(store.tiles, settings.split, settings.seed)
+    parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
+    trainer = _trainer(settings, store, parts, folder, device)
+    if resumes:
+        trainer.resume()
+    else:
+        folder.folder.mkdir(parents=True, exist_ok=True)
+        write_json(folder.config, asdict(settings))
+        split.save(folder.split)
+    sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
+    print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
+    trainer.fit()
+    _test(folder, store, parts["test"], device, settings)
+    _report(folder)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = parser("train", "Train the U-Net to find buildings.")
+    d = Settings()
+    add_data(p)
+    add_device(p)
+    p.add_argument("--out", metavar="RUN", help="the run's folder; default: runs/<time>")
+    p.add_argument(
+        "--split", choices=SCENARIOS, help=f"what is held out for testing; default: {d.split}"
+    )
+    p.add_argument("--epochs", type=_count, help=f"at most so many; default: {d.epochs}")
+    p.add_argument(
+        "--batch-size", type=_batch, metavar="N|auto", help=f"tiles a step; auto is {AUTO_BATCH}"
+    )
+    p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
+    p.add_argument(
+        "--patience",
+        type=_count,
+        help=f"stop after so many epochs without a better validation IoU; default: {d.patience}",
+    )
+    add_pixel_size(p)
+    p.add_argument("--seed", type=int, help=f"decides every random choice; default: {d.seed}")
+    p.add_argument("--resume", action="store_true", help="continue the run in --out")
+    p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
+    add_reading(p)
+    return p
+
+
+def _count(text: str) -> int:
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
+def _batch(text: str) -> int:
+    return AUTO_BATCH if text == "auto" else _count(text)
+
+
+def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
+    """The run's settings, and whether it continues one: then they must be that one's."""
+    given = _given(options)
+    if not folder.config.exists():
+        if options.resume:
+            print(f"{folder.folder} holds no run yet: starting afresh")
+        return Settings(**given), False
+    if not options.resume:
+        raise InputError(
+            f"{folder.folder} holds a run already: continue it with --resume, or name another --out"
+        )
+    settings = _load(folder.config)
+    for name, value in given.items():
+        if getattr(settings, name) != value:
+            raise InputError(
+                f"{folder.config}: the run has {name} {getattr(settings, name)}, and --resume "
+                f"can't change it to {value}"
+            )
+    if not folder.last.exists():
+        print(f"{folder.folder} holds no checkpoint yet: starting afresh")
+    return settings, folder.last.exists()
+
+
+def _given(options: argparse.Namespace) -> dict[str, Any]:
+    """The options that were named on the command line."""
+    given = {f.name: getattr(options, f.name) for f in fields(Settings)}
+    given = {name: value for name, value in given.items() if value is not None}
+    if "data" in given:
+        given["data"] = tuple(str(Path(path).resolve()) for path in given["data"])
+    if "init" in given:
+        given["init"] = str(Path(given["init"]).resolve())
+    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+
+
+def _load(path: Path) -> Settings:
+    """The settings in a run's config.json."""
+    document = read_json(path)
+    try:
+        return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+    except TypeError as error:
+        raise InputError(f"{path}: expected the settings of a run ({error})") from None
+
+
+def _tiles(settings: Settings, cache: str | None) -> TileStore:
+    paths = settings.data or default_scenes(cache)
+    return open_store(find_scenes(paths), settings.reading, settings.pixel_size, cache)
+
+
+def _trainer(
+    settings: Settings, store: TileStore, parts: dict[str, np.ndarray], folder: Run, device: str
+) -> Trainer:
+    trained = {
+        "data": [Path(p).name for p in settings.data] or ["synthetic scenes"],
+        "split": settings.split,
+        "seed": settings.seed,
+    }
+    info = ModelInfo(reading=settings.reading, pixel_size=store.pixel_size, trained=trained)
+    net = UNet(seed=settings.seed)
+    if settings.init:
+        model = load_model(settings.init)
+        if model.info.reading != settings.reading:
+            raise InputError(
+                f"{settings.init}: the model reads {model.info.reading}, not {settings.reading}"
+            )
+        net = model.net
+    return Trainer(
+        net,
+        info,
+        store,
+        parts,
+        folder,
+        epochs=settings.epochs,
+        batch_size=settings.batch_size,
+        lr=settings.lr,
+        patience=settings.patience,
+        seed=settings.seed,
+        device=device,
+    )
+
+
+def _test(
+    folder: Run, store: TileStore, tiles: np.ndarray, device: str, settings: Settings
+) -> None:
+    """Score the best model on the test part; draw it over the test tile of median IoU."""
+    model = load_model(folder.best).to(device)
+    counts = evaluate_tiles(model, store, tiles)
+    ious = [Confusion(*map(int, row)).iou for row in counts]
+    middle = int(tiles[np.argsort(ious)[len(ious) // 2]])
+    pixels = np.asarray(store.images[middle])
+    mask = model.predict(pixels[None])[0] >= model.info.threshold
+    overlay(pixels, mask.astype(np.uint8), folder.overlay)
+    summary = summarise(counts, [store.tiles[i] for i in tiles])
+    document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
+    write_json(folder.metrics, document)  # last: it marks the run as finished
+
+
+def _report(folder: Run) -> None:
+    print(table(read_json(folder.metrics)["test"]))
+    print(f"model: {folder.best}\ncurves: {folder.curves}\noverlay: {folder.overlay}")
+
+
+if __name__ == "__main__":
+    run(main)

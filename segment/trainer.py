@@ -1,0 +1,275 @@
+"""The training loop: epochs of augmented batches, a validation after each, and nothing lost.
+
+Every random choice is drawn from (seed, epoch, step), never from a generator that lives on. So
+the state of a run is its arrays and two counters, and a run that was killed anywhere continues
+from its last checkpoint to the same bits.
+"""
+
+import signal
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass, field, replace
+
+import numpy as np
+
+from minicnn.backend import Array, to_device, to_host
+from minicnn.checkpoint import load, load_net, net_arrays, save
+from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
+from minicnn.optim import Adam, Cosine
+from segment.augment import augment
+from segment.cli import Terminated, progress
+from segment.errors import InputError
+from segment.metrics import BINS, Confusion, calibrate, histogram
+from segment.model import ModelInfo, normalise, save_model
+from segment.plots import curves
+from segment.run import Row, Run, write_history
+from segment.tiles import TileStore
+from segment.unet import UNet
+
+SAVE_SECONDS = 300  # a run that is killed loses at most this much
+LOSS: Loss = total(bce_with_logits, soft_dice)
+
+
+@dataclass
+class Sums:
+    """What an epoch adds up, batch by batch: loss x tiles, tiles, and pixels right and wrong."""
+
+    loss: float = 0.0
+    tiles: int = 0
+    pixels: Confusion = field(default_factory=Confusion)
+
+    def add(self, loss: float, tiles: int, pixels: Confusion) -> None:
+        self.loss += loss * tiles
+        self.tiles += tiles
+        self.pixels += pixels
+
+    def row(self, part: str) -> Row:
+        return {
+            f"{part}_loss": self.loss / self.tiles,
+            f"{part}_accuracy": self.pixels.accuracy,
+            f"{part}_iou": self.pixels.iou,
+        }
+
+
+class Stop:
+    """While in force, Ctrl-C and SIGTERM are noted, not obeyed: the batch in hand is finished.
+
+    A second one is obeyed at once.
+    """
+
+    def __enter__(self) -> "Stop":
+        self.signal: int | None = None
+        self.before = {
+            number: signal.getsignal(number) for number in (signal.SIGINT, signal.SIGTERM)
+        }
+        for number in self.before:
+            signal.signal(number, self._note)
+        return self
+
+    def __exit__(self, *error: object) -> None:
+        for number, handler in self.before.items():
+            signal.signal(number, handler)
+
+    def _note(self, number: int, frame: object) -> None:
+        self.signal = number
+        self.__exit__()
+
+
+class Trainer:
+    """A net, its optimiser and how far they have come; `fit` takes them to the end."""
+
+    def __init__(
+        self,
+        net: UNet,
+        info: ModelInfo,
+        store: TileStore,
+        parts: dict[str, np.ndarray],
+        run: Run,
+        *,
+        epochs: int,
+        batch_size: int,
+        lr: float,
+        patience: int,
+        seed: int,
+        device: str,
+    ) -> None:
+        self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
+        self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
+        self.batch_size = min(batch_size, len(parts["train"]))
+        self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
+        warmup = min(100, self.steps_per_epoch)
+        self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
+        net.to(device)
+        self.optimizer = Adam(net, lr)
+        self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
+        self.sums = Sums()
+        self.history: list[Row] = []
+        self.saved_at = time.monotonic()
+
+    # ------------------------------------------------------------------ the loop
+
+    def fit(self) -> None:
+        """Train until the last epoch, or until validation IoU stops progressing."""
+        with Stop() as stop:
+            while self.epoch < self.epochs and not self.waited_enough():
+                started = time.monotonic()
+                self.train_epoch(stop)
+                row: Row = {"epoch": self.epoch + 1, **self.sums.row("train")}
+                validation, threshold = self.validate(stop)
+                row |= validation.row("val")
+                row["seconds"] = round(time.monotonic() - started, 2)
+                self.finish_epoch(row, threshold)
+                print(self.describe(row), flush=True)
+
+    def train_epoch(self, stop: Stop) -> None:
+        """The rest of an epoch, from `step` on."""
+        bar = progress(
+            total=self.steps_per_epoch * self.batch_size,
+            desc=f"epoch {self.epoch + 1}/{self.epochs}",
+            unit="tile",
+        )
+        with bar:
+            bar.update(self.sums.tiles)
+            for indices in self.batches():
+                self.train_step(indices)
+                self.step += 1
+                bar.update(len(indices))
+                bar.set_postfix(
+                    loss=f"{self.sums.loss / self.sums.tiles:.3f}",
+                    acc=f"{self.sums.pixels.accuracy:.3f}",
+                    IoU=f"{self.sums.pixels.iou:.3f}",
+                )
+                if stop.signal is not None:
+                    self.interrupted(stop.signal)
+                if time.monotonic() - self.saved_at > SAVE_SECONDS:
+                    self.save()
+
+    def batches(self) -> Iterator[np.ndarray]:
+        """This epoch's batches from `step` on: all tiles in random order, all batches full."""
+        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.parts["train"])
+        order = np.resize(order, self.steps_per_epoch * self.batch_size)  # the end from the start
+        for step in range(self.step, self.steps_per_epoch):
+            yield order[step * self.batch_size : (step + 1) * self.batch_size]
+
+    def train_step(self, indices: np.ndarray) -> None:
+        """One batch: forward, loss, backward, update."""
+        rng = np.random.default_rng((self.seed, self.epoch, self.step))
+        images, labels = augment(self.store.images[indices], self.store.labels[indices], rng)
+        _, loss, dlogits, pixels = self.forward(images, labels, training=True)
+        self.check_finite(loss)
+        self.net.backward(dlogits)
+        self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
+        self.optimizer.step()
+        self.sums.add(loss, len(indices), pixels)
+
+    def forward(
+        self, images: np.ndarray, labels: np.ndarray, training: bool
+    ) -> tuple[Array, float, Array, Confusion]:
+        """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5."""
+        x = normalise(to_device(images, self.device))
+        labels = to_device(labels, self.device)[..., None]
+        truth, valid = (labels == 1).astype(x.dtype), (labels != 255).astype(x.dtype)
+        logits = self.net.forward(x, training=True) if training else self.net.predict(x)
+        loss, dlogits = LOSS(logits, truth, valid=valid)
+        return logits, float(loss), dlogits, _confusion(logits, labels)
+
+    def check_finite(self, value: float) -> None:
+        """A run that has diverged ends here, before anything is overwritten."""
+        if not np.isfinite(value):
+            raise InputError(
+                f"the training diverged to {value} in epoch {self.epoch + 1}, batch "
+                f"{self.step + 1}; {self.run.folder} keeps what was saved before, and a smaller "
+                "--lr may help"
+            )
+
+    def validate(self, stop: Stop) -> tuple[Sums, float]:
+        """Loss and pixels over the validation tiles, and the threshold that suits them best."""
+        sums, counts = Sums(), np.zeros((2, BINS), np.int64)
+        tiles = self.parts["val"]
+        for start in range(0, len(tiles), self.batch_size):
+            indices = tiles[start : start + self.batch_size]
+            labels = self.store.labels[indices]
+            logits, loss, _, pixels = self.forward(self.store.images[indices], labels, False)
+            sums.add(loss, len(indices), pixels)
+            counts += histogram(to_host(sigmoid(logits))[..., 0], labels)
+            if stop.signal is not None:
+                self.interrupted(stop.signal)  # at step = steps_per_epoch: resumed, it validates
+        self.check_finite(sums.loss)
+        return sums, calibrate(counts)[0]
+
+    def finish_epoch(self, row: Row, threshold: float) -> None:
+        """Record an epoch. The best model is written first: `last` is what a resumed run trusts."""
+        self.history.append(row)
+        self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
+        if self.best_epoch() == self.epoch:
+            trained = {**self.info.trained, "epoch": self.epoch, "val_iou": row["val_iou"]}
+            info = replace(self.info, threshold=threshold, trained=trained)
+            save_model(self.run.best, self.net, info)
+        self.save()
+        write_history(self.run.history, self.history)
+        curves(self.history, self.run.curves)
+
+    def describe(self, row: Row) -> str:
+        mark = " *" if self.best_epoch() == self.epoch else ""
+        return (
+            f"epoch {row['epoch']}/{self.epochs}  loss {row['train_loss']:.3f} / "
+            f"{row['val_loss']:.3f}  accuracy {row['train_accuracy']:.3f} / "
+            f"{row['val_accuracy']:.3f}  IoU {row['train_iou']:.3f} / {row['val_iou']:.3f}  "
+            f"{row['seconds']:.0f} s{mark}"
+        )
+
+    def best_epoch(self) -> int:
+        """The number of the epoch with the highest validation IoU, the first of equals; 0: none."""
+        scores = [row["val_iou"] for row in self.history]
+        return scores.index(max(scores)) + 1 if scores else 0
+
+    def waited_enough(self) -> bool:
+        """Whether validation IoU has not risen for `patience` epochs."""
+        return len(self.history) - self.best_epoch() >= self.patience
+
+    def interrupted(self, number: int) -> None:
+        """Save and leave, saying how to go on."""
+        self.save()
+        how = f"saved; go on with: python -m segment.train --out {self.run.folder} --resume"
+        raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
+
+    # ------------------------------------------------------------------ checkpoints
+
+    def save(self) -> None:
+        """Write all that a resumed run needs; no tensor in it depends on the clock."""
+        self.check_finite(sum(float(p.sum()) for p in self.net.parameters().values()))
+        arrays = {f"net.{name}": array for name, array in net_arrays(self.net).items()}
+        arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state().items()}
+        about = {
+            "epoch": self.epoch,
+            "step": self.step,
+            "loss": self.sums.loss,
+            "tiles": self.sums.tiles,
+            "pixels": vars(self.sums.pixels),
+            "history": self.history,
+            "data": self.store.key,
+        }
+        save(self.run.last, arrays, about)
+        self.saved_at = time.monotonic()
+
+    def resume(self) -> None:
+        """Continue from the last checkpoint of the run."""
+        arrays, about = load(self.run.last)
+        if about["data"] != self.store.key:
+            raise InputError(
+                f"{self.run.last}: the run was trained on other data than is given now"
+            )
+        net = {name[4:]: array for name, array in arrays.items() if name.startswith("net.")}
+        load_net(self.net, net, self.run.last)
+        state = {n[10:]: a for n, a in arrays.items() if n.startswith("optimizer.")}
+        self.optimizer.load_state(state)
+        self.epoch, self.step, self.history = about["epoch"], about["step"], about["history"]
+        self.sums = Sums(about["loss"], about["tiles"], Confusion(**about["pixels"]))
+
+
+def _confusion(logits: Array, labels: Array) -> Confusion:
+    """Pixels right and wrong at p = 0.5, that is at logit 0, counted where the arrays are."""
+    predicted, building, background = logits >= 0, labels == 1, labels == 0
+    pairs = ((predicted, building), (predicted, background), (~predicted, building))
+    tp, fp, fn = (int((a & b).sum()) for a, b in pairs)
+    return Confusion(tp, fp, fn, int(background.sum()) - fp)
