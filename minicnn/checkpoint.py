@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save_file
+from safetensors.numpy import save as serialise
 
 from minicnn.backend import Array, array_module, to_host
 from minicnn.files import atomic_write
@@ -24,12 +24,12 @@ class CheckpointError(ValueError):
 
 def save(path: str | Path, arrays: dict[str, Array], about: dict[str, Any]) -> None:
     """Write `arrays` and the JSON document `about`; the file appears whole or not at all."""
-    host = {name: np.ascontiguousarray(to_host(array)) for name, array in arrays.items()}
+    host = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
     document = json.dumps(about, sort_keys=True)
     # One metadata key: safetensors writes several in no fixed order, and files should be equal.
     envelope = json.dumps({"about": document, "sha256": _digest(host, document)}, sort_keys=True)
     with atomic_write(path) as temporary:
-        save_file(host, temporary, metadata={"minicnn": envelope})
+        temporary.write_bytes(serialise(host, metadata={"minicnn": envelope}))
 
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
@@ -41,7 +41,9 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             document, digest = envelope["about"], envelope["sha256"]
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
-    except (SafetensorError, KeyError, TypeError, ValueError, OSError) as error:
+    except KeyError:
+        raise CheckpointError(f"{path}: expected a checkpoint that minicnn wrote") from None
+    except (SafetensorError, TypeError, ValueError, OSError) as error:
         raise CheckpointError(
             f"{path}: expected a whole safetensors checkpoint of minicnn ({error})"
         ) from error

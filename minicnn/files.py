@@ -1,7 +1,7 @@
 """Writing a file so that readers see it whole or not at all."""
 
 import os
-import tempfile
+import secrets
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -13,18 +13,21 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
 
     The bytes are on the disk (fsync) before the name changes (rename), so a reader, a power cut
     or a full disk never meets half a file. On an error the temporary file is removed and `path`
-    keeps what it held. The temporary name ends like `path`: writers that go by suffix work.
+    keeps what it held; the system's errors about the temporary file, or about none, name `path`.
+    The temporary name ends like `path`: writers that go by suffix work.
     """
     path = Path(path)
-    handle, name = tempfile.mkstemp(prefix=f".{path.stem}-", suffix=path.suffix, dir=path.parent)
-    os.close(handle)
-    temporary = Path(name)
+    temporary = path.with_name(f".{path.stem}-{secrets.token_hex(4)}{path.suffix}")
     try:
+        temporary.touch(exist_ok=False)
         yield temporary
-        os.chmod(temporary, 0o666 & ~_umask())
         _sync(temporary)
         os.replace(temporary, path)
         _sync(path.parent)
+    except OSError as error:
+        if error.errno and error.filename in (None, str(temporary)):
+            error.filename = str(path)
+        raise
     finally:
         temporary.unlink(missing_ok=True)
 
@@ -35,10 +38,3 @@ def _sync(path: Path) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
-
-
-def _umask() -> int:
-    """The process's umask; mkstemp ignores it, and a result should be as readable as any file."""
-    mask = os.umask(0o077)
-    os.umask(mask)
-    return mask

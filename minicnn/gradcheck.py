@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array
+from minicnn.backend import Array, array_module
 from minicnn.layers import Layer
 
 STEP = 1e-6
@@ -29,7 +29,7 @@ def check_gradients(
     Returns the relative error; AssertionError if it is above `tolerance`.
     """
     y, cache = f(*arrays)
-    dy = rng.standard_normal(y.shape)
+    dy = _draw(rng, y)
     gradients = f_backward(dy, cache)
     if not isinstance(gradients, tuple):
         gradients = (gradients,)
@@ -55,13 +55,17 @@ def check_layer(
 
     values = [parameter.copy() for parameter in parameters.values()]
     y = f(x, *values)
-    dy = rng.standard_normal(y.shape)
+    dy = _draw(rng, y)
     dx = layer.backward(dy, **backward)
     gradients = [dx, *(layer.gradients()[name] for name in parameters)]
     try:
         return _compare(f, dy, (x, *values), gradients, rng, tolerance)
     finally:
         f(x, *values)
+
+
+def _draw(rng: np.random.Generator, like: Array) -> Array:
+    return array_module(like).asarray(rng.standard_normal(like.shape))
 
 
 def _compare(
@@ -72,7 +76,7 @@ def _compare(
     rng: np.random.Generator,
     tolerance: float,
 ) -> float:
-    directions = [rng.standard_normal(a.shape) for a in arrays]
+    directions = [_draw(rng, a) for a in arrays]
     ahead = f(*(a + STEP * v for a, v in zip(arrays, directions, strict=True)))
     behind = f(*(a - STEP * v for a, v in zip(arrays, directions, strict=True)))
     numeric = float((dy * (ahead - behind)).sum()) / (2 * STEP)

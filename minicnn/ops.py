@@ -232,8 +232,7 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array,
 def relu(x: Array) -> tuple[Array, Any]:
     """y = max(x, 0)."""
     check_float(x)
-    positive = x > 0
-    return x * positive, positive
+    return array_module(x).maximum(x, 0), x > 0
 
 
 def relu_backward(dy: Array, positive: Any) -> Array:

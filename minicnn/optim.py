@@ -150,7 +150,7 @@ class Cosine:
 
 
 class ReduceOnPlateau:
-    """Multiply the rate by `factor` when a score has not risen for `patience` observations."""
+    """Multiply the rate by `factor` after more than `patience` observations without a rise."""
 
     def __init__(self, lr: float, factor: float = 0.5, patience: int = 5) -> None:
         self.lr, self.factor, self.patience = lr, factor, patience
