@@ -118,7 +118,7 @@ def conv2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     """dy (N, OH, OW, F) -> dx (N, H, W, C), dw (K, K, C, F), db (F,)."""
     x, w, stride, pad = cache
     dx = conv2d_dx(dy, w, stride, pad, x.shape)
-    return dx, conv2d_dw(x, dy, len(w), stride, pad), dy.sum((0, 1, 2))
+    return dx, conv2d_dw(x, dy, len(w), stride, pad), over_pixels(dy)
 
 
 def conv2d_dx(dy: Array, w: Array, stride: int, pad: Pad, shape: tuple[int, ...]) -> Array:
@@ -171,10 +171,16 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Arra
     x, w, stride, crop = cache
     no_bias = array_module(x).zeros(w.shape[3], x.dtype)
     dx, _ = conv2d(dy, w, no_bias, stride, crop)
-    return dx, conv2d_dw(dy, x, len(w), stride, crop), dy.sum((0, 1, 2))
+    return dx, conv2d_dw(dy, x, len(w), stride, crop), over_pixels(dy)
 
 
 # ---------------------------------------------------------------------------- batch norm
+
+
+def over_pixels(a: Array) -> Array:
+    """Sum each channel over all pixels: (N, H, W, C) -> (C,). In float64 on the way: float32,
+    adding one number after the other, is down to four digits after a batch of tiles."""
+    return a.sum((0, 1, 2), dtype=float).astype(a.dtype)
 
 
 class Statistics(NamedTuple):
@@ -204,7 +210,9 @@ def batch_norm(
     check_float(x, gamma, beta)
     from_batch = statistics is None
     if statistics is None:
-        statistics = Statistics(x.mean((0, 1, 2)), x.var((0, 1, 2)))
+        count = x.size // x.shape[3]
+        mean = over_pixels(x) / count
+        statistics = Statistics(mean, over_pixels((x - mean) ** 2) / count)
     inverse_std = 1 / array_module(x).sqrt(statistics.var + eps)
     normalised = (x - statistics.mean) * inverse_std
     cache = BatchNormCache(normalised, gamma * inverse_std, inverse_std, statistics, from_batch)
@@ -218,8 +226,7 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array,
     mean of dy and its projection on the normalised x out of the gradient.
     """
     normalised, scale, _, _, from_batch = cache
-    dbeta = dy.sum((0, 1, 2))
-    dgamma = (dy * normalised).sum((0, 1, 2))
+    dbeta, dgamma = over_pixels(dy), over_pixels(dy * normalised)
     if not from_batch:
         return dy * scale, dgamma, dbeta
     count = dy.size // dy.shape[3]
@@ -315,7 +322,7 @@ def conv_bn_relu_backward(
     x, w, stride, pad = cache.conv
     dw = conv2d_dw(x, dz, len(w), stride, pad)
     # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
-    db = dz.sum((0, 1, 2)) * (not cache.norm.from_batch)
+    db = over_pixels(dz) * (not cache.norm.from_batch)
     if not need_dx:
         return None, None, dw, db, dgamma, dbeta
     dx = conv2d_dx(dz, w, stride, pad, x.shape)
