@@ -105,7 +105,7 @@ def positive(text: str) -> float:
 
 
 def progress(
-    items: Iterable[T], total: int | None = None, desc: str = "", unit: str = "it"
+    items: Iterable[T] | None = None, total: int | None = None, desc: str = "", unit: str = "it"
 ) -> tqdm:
     """A progress bar on a terminal; silent elsewhere, so that logs stay readable."""
     return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)

@@ -1,0 +1,233 @@
+"""Training as a user runs it: real processes, killed at real moments."""
+
+import csv
+import json
+import os
+import random
+import resource
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicnn.checkpoint import load
+from minicnn.losses import bce_with_logits
+from minicnn.optim import Adam
+from segment.metrics import Confusion
+from segment.model import normalise
+from segment.synthetic import draw_scene, write_scenes
+from segment.unet import UNet
+
+ROOT = Path(__file__).parents[2]
+NARROW = """
+import functools, sys
+import segment.train, segment.trainer
+segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 4, 4, 4))
+segment.trainer.SAVE_SECONDS = {save_seconds}
+segment.train.run(segment.train.main)
+"""
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Two cities of three scenes, each one tile."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, cities=("ashford", "birkdale"), scenes_per_city=4, size=256)
+    return folder
+
+
+@pytest.fixture(scope="module")
+def cache(tmp_path_factory):
+    return tmp_path_factory.mktemp("cache")
+
+
+@pytest.fixture
+def train(data, cache, tmp_path):
+    """Start a training of a narrow net; returns the process. Its run is in tmp_path / out."""
+
+    def start(*options, out="run", save_seconds=300, **popen):
+        command = [sys.executable, "-c", NARROW.format(save_seconds=save_seconds)]
+        command += ["--data", data, "--cache", cache, "--out", tmp_path / out]
+        command += ["--epochs", "3", "--batch-size", "2", *options]
+        return subprocess.Popen(
+            [str(part) for part in command],
+            cwd=ROOT,
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+            **popen,
+        )
+
+    return start
+
+
+def finish(process, code=0):
+    out, err = process.communicate(timeout=120)
+    assert process.returncode == code, err
+    return out, err
+
+
+def tensors(path):
+    return load(path)[0]
+
+
+def assert_same_bits(path, other):
+    ours, theirs = tensors(path), tensors(other)
+    assert ours.keys() == theirs.keys()
+    for name in ours:
+        assert ours[name].tobytes() == theirs[name].tobytes(), name
+
+
+@pytest.fixture(scope="module")
+def whole_run(data, cache, tmp_path_factory):
+    """An uninterrupted run, to compare with."""
+    out = tmp_path_factory.mktemp("whole") / "run"
+    command = [sys.executable, "-c", NARROW.format(save_seconds=300), "--data", data]
+    command += ["--cache", cache, "--out", out, "--epochs", "3", "--batch-size", "2"]
+    done = subprocess.run([str(c) for c in command], cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 0, done.stderr
+    return out, done.stdout
+
+
+def test_a_run_leaves_its_files_and_prints_its_table(whole_run):
+    run, printed = whole_run
+    names = {path.name for path in run.iterdir()}
+    assert names == {
+        "config.json", "split.json", "history.csv", "curves.png", "overlay.png",
+        "best.safetensors", "last.safetensors", "metrics.json",
+    }  # fmt: skip
+    with (run / "history.csv").open() as file:
+        rows = list(csv.DictReader(file))
+    assert [row["epoch"] for row in rows] == ["1", "2", "3"]
+    for part in ("train", "val"):
+        assert all(0 <= float(row[f"{part}_iou"]) <= 1 for row in rows)
+        assert all(float(row[f"{part}_loss"]) > 0 for row in rows)
+    test = json.loads((run / "metrics.json").read_text())["test"]
+    assert f"{test['pooled']['iou']:.3f}" in printed
+    assert "all background" in printed and str(run / "curves.png") in printed
+    assert printed.count("epoch ") == 3  # one line per epoch where there is no terminal
+
+
+def test_best_is_the_epoch_of_highest_validation_iou(whole_run):
+    run, _ = whole_run
+    with (run / "history.csv").open() as file:
+        scores = [float(row["val_iou"]) for row in csv.DictReader(file)]
+    trained = load(run / "best.safetensors")[1]["model"]["trained"]
+    assert trained["epoch"] == 1 + int(np.argmax(scores))
+
+
+def test_killed_at_random_moments_it_ends_in_the_same_bits(train, whole_run, tmp_path):
+    rng = random.Random(os.getpid())  # other moments every time; the result must not depend
+    kills = 0
+    for _ in range(12):
+        process = train("--resume", save_seconds=0)
+        try:
+            process.wait(timeout=rng.uniform(0.8, 4.0) if kills < 4 else 120)
+        except subprocess.TimeoutExpired:
+            process.kill()
+            kills += 1
+        process.communicate()
+        if process.returncode == 0:
+            break
+    assert process.returncode == 0 and kills > 0
+    for name in ("last.safetensors", "best.safetensors"):
+        assert_same_bits(tmp_path / "run" / name, whole_run[0] / name)
+    assert not list((tmp_path / "run").glob(".*.json"))
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_signal_saves_and_says_how_to_go_on(train, whole_run, tmp_path, number, code):
+    process = train("--epochs", "3")
+    process.stdout.readline()  # "... tiles ...": the training begins
+    time.sleep(0.5)
+    process.send_signal(number)
+    _, err = finish(process, code)
+    assert "--resume" in err and str(tmp_path / "run") in err
+    finish(train("--resume"))
+    assert_same_bits(tmp_path / "run/last.safetensors", whole_run[0] / "last.safetensors")
+
+
+def test_a_finished_run_is_left_alone(train, whole_run, tmp_path):
+    finish(train())
+    before = (tmp_path / "run/last.safetensors").read_bytes()
+    out, _ = finish(train("--resume"))
+    assert "finished" in out
+    assert (tmp_path / "run/last.safetensors").read_bytes() == before
+    _, err = finish(train(), code=2)
+    assert "--resume" in err and err.count("\n") == 1
+
+
+def test_resume_without_a_checkpoint_starts_afresh(train):
+    out, _ = finish(train("--resume", "--epochs", "1"))
+    assert "starting afresh" in out
+
+
+def test_resume_refuses_other_settings(train):
+    finish(train())
+    _, err = finish(train("--resume", "--lr", "0.5"), code=2)
+    assert "lr" in err and "0.5" in err
+
+
+def test_divergence_stops_and_keeps_what_was_saved(train, tmp_path):
+    _, err = finish(train("--lr", "1e30"), code=2)
+    assert "diverged" in err and "--lr" in err
+    last = tmp_path / "run/last.safetensors"
+    assert not last.exists() or all(np.isfinite(t).all() for t in tensors(last).values())
+
+
+def test_fine_tuning_starts_from_the_given_weights(train, whole_run, tmp_path):
+    best = whole_run[0] / "best.safetensors"
+    finish(train("--init", best, "--lr", "1e-12", "--epochs", "1"))
+    ours, given = tensors(tmp_path / "run/best.safetensors"), tensors(best)
+    for name in ("head.w", "encoder0.0.w"):
+        np.testing.assert_allclose(ours[name], given[name], atol=1e-6)
+
+
+def test_a_damaged_checkpoint_is_named(train, tmp_path):
+    finish(train("--epochs", "3"))
+    (tmp_path / "run/metrics.json").unlink()
+    last = tmp_path / "run/last.safetensors"
+    content = bytearray(last.read_bytes())
+    content[len(content) // 2] ^= 1
+    last.write_bytes(content)
+    _, err = finish(train("--resume"), code=2)
+    assert str(last) in err and err.count("\n") == 1
+
+
+def test_a_full_disk_ends_in_one_line_and_no_half_file(train, tmp_path):
+    def limit():
+        resource.setrlimit(resource.RLIMIT_FSIZE, (20_000, 20_000))
+        signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
+
+    finish(train(out="first", save_seconds=300))  # fills the cache of tiles
+    _, err = finish(train(preexec_fn=limit), code=2)
+    assert err.count("\n") == 1 and "error:" in err
+    assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "split.json"}
+
+
+def test_no_data_is_one_clear_line(tmp_path):
+    done = subprocess.run(
+        [sys.executable, "-m", "segment.train", "--data", str(tmp_path)],
+        cwd=ROOT, capture_output=True, text=True,
+    )  # fmt: skip
+    assert done.returncode == 2
+    assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
+
+
+def test_overfits_one_tile():
+    """The ritual before any training: a net that can't learn one picture by heart is broken."""
+    image, mask = draw_scene("ashford", 1, 256)
+    image, mask = image[None, :96, :96], mask[None, :96, :96, None] > 0
+    assert 0.05 < mask.mean() < 0.95
+    net, x, y = UNet(seed=1), normalise(image), mask.astype(np.float32)
+    optimizer = Adam(net, 2e-3)
+    for _ in range(120):
+        _, dlogits = bce_with_logits(net.forward(x, training=True), y)
+        net.backward(dlogits)
+        optimizer.step()
+    predicted = net.forward(x, training=True)[..., 0] >= 0
+    assert Confusion.from_masks(predicted[0], mask[0, ..., 0].astype(np.uint8)).iou > 0.99
