@@ -89,7 +89,8 @@ def load_model(path: str | Path | None = None) -> Model:
 def _info(about: dict[str, Any], file: Path) -> ModelInfo:
     try:
         fields = dict(about["model"])
-        reading = Reading(**{key: tuple(value) for key, value in fields.pop("reading").items()})
+        read = fields.pop("reading").items()
+        reading = Reading(**{key: value and tuple(value) for key, value in read})
         info = ModelInfo(reading=reading, **fields)
     except (KeyError, TypeError) as error:
         raise CheckpointError(

@@ -1,0 +1,156 @@
+"""Masks to building outlines: what a map or a GIS wants instead of pixels."""
+
+import importlib
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+from rasterio.crs import CRS
+from rasterio.features import shapes
+
+from minicnn.files import atomic_write
+from segment.errors import InputError
+
+DECIMALS = 7  # of a degree: about a centimetre
+
+
+@dataclass(frozen=True)
+class Footprints:
+    """F building outlines: polygons with holes, in the scene's own CRS and as WGS 84 degrees."""
+
+    crs: str  # WKT
+    outlines: NDArray[np.object_]  # shapely polygons
+    lonlat: NDArray[np.object_]  # the same, longitude and latitude, shells counter-clockwise
+    area_m2: NDArray[np.float64]  # on the ground: geodesic, whatever the CRS
+
+
+def require_vector() -> None:
+    """Raise InputError where the packages that outlines need aren't installed."""
+    for name in ("shapely", "pyproj", "pyogrio"):
+        try:
+            importlib.import_module(name)
+        except ImportError:
+            raise InputError(
+                f"footprints need the package {name}: pip install minicnn[vector]"
+            ) from None
+
+
+def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:
+    """Raise InputError where a scene's georeference can't place an outline on the Earth."""
+    import pyproj
+
+    if crs is None or transform.is_identity:
+        raise InputError(f"{name} has no georeference, and footprints need one to be placed by")
+    try:
+        pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
+    except pyproj.exceptions.ProjError:
+        raise InputError(
+            f"{name}: its CRS has no known place on the Earth, and footprints need one"
+        ) from None
+
+
+def polygons(
+    mask: NDArray[np.uint8],
+    transform: Affine,
+    crs: CRS,
+    min_area: float = 0.0,
+    simplify: float = 0.0,
+) -> Footprints:
+    """Outline every building of a whole (H, W) mask, non-zero being building.
+
+    Pixels that touch by a side belong together (4-connectivity). Outlines are simplified by
+    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; then
+    those below `min_area` m2 on the ground are dropped. Memory: the mask, plus about 100 bytes a
+    corner. Raises InputError as `require_vector` and `require_place` do.
+    """
+    require_vector()
+    require_place(crs, transform, "the mask")
+    import pyproj
+    import shapely
+
+    found = shapes((mask != 0).astype(np.uint8), mask=mask != 0, connectivity=4)
+    pixels = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
+    if simplify > 0:
+        scale = _metres_per_pixel(mask.shape, transform, to_lonlat)
+        metres = shapely.transform(pixels, lambda xy: xy * scale)
+        metres = shapely.simplify(metres, simplify, preserve_topology=True)
+        pixels = shapely.transform(metres, lambda xy: xy / scale)
+    outlines = shapely.transform(pixels, lambda xy: _apply(transform, xy))
+    lonlat = shapely.transform(outlines, lambda xy: np.column_stack(to_lonlat.transform(*xy.T)))
+    lonlat = shapely.orient_polygons(lonlat)
+    geod = pyproj.Geod(ellps="WGS84")
+    area = np.array([geod.geometry_area_perimeter(polygon)[0] for polygon in lonlat], dtype=float)
+    keep = area >= min_area
+    return Footprints(crs.to_wkt(), outlines[keep], lonlat[keep], area[keep])
+
+
+def _metres_per_pixel(
+    shape: tuple[int, ...], transform: Affine, to_lonlat: Any
+) -> NDArray[np.float64]:
+    """Ground length of one step along a row and one along a column, at the mask's centre."""
+    import pyproj
+
+    row, col = shape[0] / 2, shape[1] / 2
+    corners = np.array([(col, row), (col + 1, row), (col, row + 1)])
+    (lon, *lons), (lat, *lats) = to_lonlat.transform(*_apply(transform, corners).T)
+    _, _, lengths = pyproj.Geod(ellps="WGS84").inv([lon] * 2, [lat] * 2, lons, lats)
+    return np.array(lengths)
+
+
+def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:
+    """Pixel (col, row) pairs -> (x, y) pairs in the CRS, both (N, 2)."""
+    matrix = np.reshape(tuple(transform), (3, 3))
+    return xy @ matrix[:2, :2].T + matrix[:2, 2]
+
+
+def feature_collection(footprints: Footprints) -> dict[str, Any]:
+    """GeoJSON (RFC 7946): WGS 84 longitude and latitude, shells counter-clockwise, `area_m2`."""
+    import shapely
+
+    rounded = shapely.transform(footprints.lonlat, lambda xy: np.round(xy, DECIMALS))
+    features = [
+        {
+            "type": "Feature",
+            "properties": {"area_m2": round(float(area), 2)},
+            "geometry": shapely.geometry.mapping(polygon),
+        }
+        for polygon, area in zip(rounded, footprints.area_m2, strict=True)
+    ]
+    return {"type": "FeatureCollection", "features": features}
+
+
+def write(footprints: Footprints, path: str | Path) -> None:
+    """Write a GeoPackage if the path ends in .gpkg, GeoJSON otherwise."""
+    if Path(path).suffix.lower() == ".gpkg":
+        write_geopackage(footprints, path)
+    else:
+        write_geojson(footprints, path)
+
+
+def write_geojson(footprints: Footprints, path: str | Path) -> None:
+    with atomic_write(path) as temporary:
+        temporary.write_text(json.dumps(feature_collection(footprints)))
+
+
+def write_geopackage(footprints: Footprints, path: str | Path) -> None:
+    """Layer `buildings` in the scene's own CRS, with `area_m2`."""
+    import pyogrio.raw
+    import shapely
+
+    with atomic_write(path) as temporary:
+        temporary.unlink()  # the driver makes the file itself, and an empty one is none
+        pyogrio.raw.write(
+            temporary,
+            geometry=shapely.to_wkb(footprints.outlines),
+            field_data=[footprints.area_m2],
+            fields=["area_m2"],
+            crs=footprints.crs,
+            geometry_type="Polygon",
+            layer="buildings",
+            driver="GPKG",
+        )

@@ -1,0 +1,143 @@
+"""The command's numbers against counts made by hand, and which tiles it takes."""
+
+import json
+from types import SimpleNamespace
+
+import numpy as np
+import pytest
+import rasterio
+
+from segment import evaluate
+from segment.errors import InputError
+from segment.evaluate import evaluate_tiles, main
+from segment.metrics import Confusion, count_tiles, summarise, table
+from segment.model import ModelInfo, load_model, save_model
+from segment.run import write_json
+from segment.scenes import find_scenes
+from segment.splits import make_split
+from segment.tiles import open_store
+from segment.unet import UNet
+
+pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
+
+
+class Redness:
+    info = ModelInfo(threshold=0.6)
+
+    def predict(self, pixels):
+        return pixels[..., 0].astype(np.float32) / 255
+
+
+@pytest.fixture
+def data(tmp_path):
+    """Six scenes of two cities, two tiles each."""
+    rng = np.random.default_rng(0)
+    profile = {"driver": "GTiff", "height": 256, "width": 512, "dtype": "uint8"}
+    for part in ("images", "gt"):
+        (tmp_path / "data" / part).mkdir(parents=True)
+    for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
+        mask = np.zeros((256, 512), np.uint8)
+        mask[40:150, 100:350] = 255
+        pixels = rng.integers(0, 200, (3, 256, 512), dtype=np.uint8)
+        pixels[0, mask > 0] = 250
+        with rasterio.open(tmp_path / f"data/images/{name}.tif", "w", count=3, **profile) as out:
+            out.write(pixels)
+        with rasterio.open(tmp_path / f"data/gt/{name}.tif", "w", count=1, **profile) as out:
+            out.write(mask, 1)
+    return tmp_path / "data"
+
+
+@pytest.fixture
+def run(tmp_path, data):
+    """What a training by city on the data would leave behind."""
+    folder = tmp_path / "run"
+    folder.mkdir()
+    info = ModelInfo(threshold=0.4, trained={"split": "scene", "seed": 3})
+    net = UNet(widths=(3, 4), seed=1)
+    net.head.params["w"] *= 100
+    save_model(folder / "best.safetensors", net, info)
+    settings = {"data": [str(data)], "split": "scene", "seed": 3, "pixel_size": None}
+    write_json(folder / "config.json", settings)
+    store = open_store(find_scenes([data]), cache=tmp_path / "cache")
+    make_split(store.tiles, "scene", 3).save(folder / "split.json")
+    return folder
+
+
+@pytest.mark.parametrize("batch_size", [1, 4, 100])
+def test_tiles_are_counted_in_the_order_asked_for(batch_size):
+    rng = np.random.default_rng(1)
+    store = SimpleNamespace(
+        images=rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8),
+        labels=rng.choice(np.array([0, 1, 255], np.uint8), (9, 16, 16)),
+    )
+    indices = np.array([7, 0, 3, 8, 5])
+    counts = evaluate_tiles(Redness(), store, indices, batch_size)
+    for row, index in zip(counts, indices, strict=True):
+        predicted = store.images[index, ..., 0] >= 0.6 * 255
+        assert Confusion(*row) == Confusion.from_masks(predicted, store.labels[index])
+
+
+def counted(run, data, cache, keep):
+    """The summary of the tiles that `keep` takes, computed without the module's own code."""
+    store = open_store(find_scenes([data]), cache=cache)
+    chosen = [i for i, tile in enumerate(store.tiles) if keep(tile)]
+    probability = load_model(run).predict(np.asarray(store.images[chosen]))
+    counts = count_tiles(probability, store.labels[chosen], 0.4)
+    return summarise(counts, [store.tiles[i] for i in chosen])
+
+
+def approx(summary):
+    return json.loads(json.dumps(summary), parse_float=lambda x: pytest.approx(float(x), abs=1e-4))
+
+
+def test_a_run_is_scored_on_its_own_test_part(tmp_path, data, run, capsys):
+    main(["--model", str(run), "--cache", str(tmp_path / "cache"), "--json", "--device", "cpu"])
+    found = json.loads(capsys.readouterr().out)
+    test = set(json.loads((run / "split.json").read_text())["parts"]["test"])
+    expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
+    assert found.pop("threshold") == 0.4
+    assert found.pop("evaluated") == f"the {len(test)} test tiles of the split 'scene'"
+    assert found == approx(expected)
+    assert 0 < found["pooled"]["accuracy"] < 1
+
+
+def test_the_split_file_decides_not_a_new_draw(tmp_path, data, run, capsys):
+    split = json.loads((run / "split.json").read_text())
+    parts = split["parts"]
+    parts["train"], parts["test"] = sorted(parts["train"] + parts["test"])[1:], ["a/a1/0_0"]
+    (run / "split.json").write_text(json.dumps(split))
+    main(["--model", str(run), "--cache", str(tmp_path / "cache"), "--json"])
+    assert list(json.loads(capsys.readouterr().out)["scenes"]) == ["a/a1"]
+
+
+def test_other_data_are_scored_whole_or_by_a_split(tmp_path, data, run, capsys):
+    given = ["--model", str(run), "--data", str(data), "--cache", str(tmp_path / "cache"), "--json"]
+    main(given)
+    found = json.loads(capsys.readouterr().out)
+    assert found.pop("evaluated") == "all 12 tiles"
+    del found["threshold"]
+    assert found == approx(counted(run, data, tmp_path / "cache", lambda tile: True))
+    main([*given, "--split", "random"])
+    found = json.loads(capsys.readouterr().out)
+    store = open_store(find_scenes([data]), cache=tmp_path / "cache")
+    assert found["pooled"]["tiles"] == len(make_split(store.tiles, "random", 3).parts["test"])
+
+
+def test_without_data_a_model_file_is_scored_on_synthetic_scenes_it_has_not_seen(
+    tmp_path, data, run, capsys, monkeypatch
+):
+    monkeypatch.setattr(evaluate, "default_scenes", lambda cache: [data])
+    file = run / "best.safetensors"
+    main(["--model", str(file), "--cache", str(tmp_path / "cache")])
+    store = open_store(find_scenes([data]), cache=tmp_path / "cache")
+    test = set(make_split(store.tiles, "scene", 3).parts["test"])
+    head, text = capsys.readouterr().out.split("\n", 1)
+    assert head == f"the {len(test)} test tiles of the split 'scene', threshold 0.400"
+    expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
+    assert text.strip() == table(expected).strip()
+
+
+def test_a_damaged_run_is_named(tmp_path, run):
+    (run / "config.json").write_text("{")
+    with pytest.raises(InputError, match=r"config\.json"):
+        main(["--model", str(run), "--cache", str(tmp_path / "cache")])
