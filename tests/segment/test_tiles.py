@@ -1,0 +1,240 @@
+"""The tile store against slices of the pictures, and against damage, haste and full disks."""
+
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+from pictures import UTM, mask, photograph, write_pair, write_picture
+
+from segment import tiles
+from segment.errors import InputError
+from segment.scenes import Reading, find_scenes
+from segment.tiles import TILE, default_cache, open_store, tile_grid
+
+BUILD = """
+import sys
+from segment.scenes import find_scenes
+from segment.tiles import open_store
+try:
+    print(len(open_store(find_scenes([sys.argv[1]]), cache=sys.argv[2])))
+except Exception as error:
+    sys.exit(f"{type(error).__name__}: {error}")
+"""
+
+
+@pytest.fixture
+def folder(tmp_path):
+    """Two scenes, one placed: 2 + 4 tiles and a remainder."""
+    write_pair(tmp_path / "set", "austin1", 300, 600)
+    write_pair(tmp_path / "set", "austin2", 520, 530, **UTM)
+    return tmp_path / "set"
+
+
+def pixels_of(folder, kind, stem):
+    height, width = {"austin1": (300, 600), "austin2": (520, 530)}[stem]
+    draw = photograph if kind == "images" else mask
+    return draw(height, width, seed=sum(stem.encode()))
+
+
+def built(cache):
+    return {path: path.stat().st_ino for path in cache.glob("*/*.u8")}
+
+
+def test_180_scenes_of_5000_pixels_give_64980_tiles():
+    assert sum(len(tile_grid(5000, 5000)) for _ in range(180)) == 64_980
+
+
+@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
+def test_the_grid_covers_all_but_the_remainder_once(height, width, size):
+    seen = np.zeros((height, width), int)
+    for row, col in tile_grid(height, width, size):
+        assert seen[row : row + size, col : col + size].shape == (size, size)
+        seen[row : row + size, col : col + size] += 1
+    assert (seen[: height // size * size, : width // size * size] == 1).all()
+    assert seen.sum() == (height // size) * (width // size) * size**2
+
+
+def test_tiles_are_slices_of_the_pictures(folder, tmp_path):
+    store = open_store(find_scenes([folder]), cache=tmp_path / "cache")
+    assert store.images.shape == (6, TILE, TILE, 3) and store.labels.shape == (6, TILE, TILE)
+    assert store.images.dtype == store.labels.dtype == np.uint8 and len(store) == 6
+    assert len({tile.id for tile in store.tiles}) == 6
+    for tile, image, label in zip(store.tiles, store.images, store.labels, strict=True):
+        at = np.s_[tile.row : tile.row + TILE, tile.col : tile.col + TILE]
+        assert (image == pixels_of(folder, "images", tile.stem)[at]).all()
+        assert (label == (pixels_of(folder, "gt", tile.stem)[at] == 255)).all()
+    assert store.tiles[-1].id == "austin/austin2/256_256"
+    assert store.pixel_size == pytest.approx(0.3, rel=1e-3) and store.reading == Reading()
+    assert isinstance(store.images, np.memmap) and not store.images.flags.writeable
+
+
+def test_a_pixel_size_resamples_the_scenes_that_have_one(tmp_path):
+    blocks = photograph(260, 270).repeat(2, axis=0).repeat(2, axis=1)  # pairs of equal pixels
+    roofs = mask(260, 270).repeat(2, axis=0).repeat(2, axis=1)
+    write_picture(tmp_path / "images" / "a1.tif", blocks, **UTM)
+    write_picture(tmp_path / "gt" / "a1.tif", roofs, **UTM)
+    write_pair(tmp_path, "b1", 300, 300)
+    scenes = find_scenes([tmp_path])
+    store = open_store(scenes, pixel_size=0.6, cache=tmp_path / "cache")
+    assert [tile.stem for tile in store.tiles] == ["a1", "b1"] and store.pixel_size == 0.6
+    assert (store.images[0] == photograph(260, 270)[:TILE, :TILE]).all()
+    assert (store.labels[0] == (mask(260, 270)[:TILE, :TILE] == 255)).all()
+    finer = open_store(scenes[:1], pixel_size=0.15, cache=tmp_path / "cache")
+    assert len(finer) == 16  # 1040 x 1080 pixels
+    assert (finer.labels[0] == (roofs.repeat(2, 0).repeat(2, 1)[:TILE, :TILE] == 255)).all()
+
+
+def test_invalid_ground_is_ignored_and_empty_tiles_are_dropped(tmp_path):
+    pixels, alpha = photograph(512, 512), np.full((512, 512), 255, np.uint8)
+    alpha[:256, :256] = 0
+    alpha[:100, 256:] = 0
+    write_picture(tmp_path / "a1.png", np.dstack([pixels, alpha]), "PNG")
+    write_picture(tmp_path / "a1_gt.png", mask(512, 512), "PNG")
+    store = open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
+    assert [(tile.row, tile.col) for tile in store.tiles] == [(0, 256), (256, 0), (256, 256)]
+    assert (store.labels[0, :100] == 255).all() and (store.images[0, :100] == 0).all()
+    assert (store.labels[0, 100:] == (mask(512, 512)[100:256, 256:] == 255)).all()
+    write_picture(tmp_path / "a1.png", np.dstack([pixels, alpha * 0]), "PNG")
+    with pytest.raises(InputError, match="valid"):
+        open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
+
+
+def test_what_cannot_be_cut_is_refused(tmp_path):
+    write_pair(tmp_path, "a1", 256, 255, **UTM)
+    with pytest.raises(InputError, match=r"a1\.tif is 255 x 256 pixels: smaller than a tile"):
+        open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
+    write_pair(tmp_path, "a1", 300, 300, **UTM)
+    with pytest.raises(InputError, match=r"a1\.tif.*150 x 150 at 0.6 m"):
+        open_store(find_scenes([tmp_path]), pixel_size=0.6, cache=tmp_path / "cache")
+    with pytest.raises(InputError, match=r"a1\.tif has no mask"):
+        open_store(find_scenes([tmp_path], labelled=False), cache=tmp_path / "cache")
+    (tmp_path / "file").touch()
+    with pytest.raises(InputError, match="file"):
+        open_store(find_scenes([tmp_path]), cache=tmp_path / "file")
+    assert not list((tmp_path / "cache").glob("*.part"))
+
+
+# ---------------------------------------------------------------- the cache
+
+
+def test_a_store_is_built_once_and_named_by_content(folder, tmp_path, monkeypatch):
+    scenes, cache = find_scenes([folder]), tmp_path / "cache"
+    first = open_store(scenes, cache=cache)
+    before, read = built(cache), []
+    digest = tiles._digest_file
+    monkeypatch.setattr(tiles, "_digest_file", lambda path: read.append(path) or digest(path))
+    assert open_store(scenes, cache=cache).key == first.key
+    assert built(cache) == before and read == []  # neither built nor even read again
+    os.utime(scenes[0].image)  # touched, but the same bytes: read, not built
+    assert open_store(scenes, cache=cache).key == first.key
+    assert built(cache) == before and read == [scenes[0].image]
+    other = open_store(scenes, Reading(bands=(3, 2, 1)), cache=cache)
+    keys = {first.key, other.key, open_store(scenes, pixel_size=0.6, cache=cache).key}
+    write_picture(scenes[0].label, 255 - pixels_of(folder, "gt", "austin1"))
+    changed = open_store(scenes, cache=cache)
+    assert len(keys | {changed.key}) == 4
+    assert (changed.labels[0] == 1 - first.labels[0]).all()
+    assert (other.images[0] == first.images[0][..., ::-1]).all()
+
+
+def test_a_sidecar_that_changes_the_picture_changes_the_store(tmp_path):
+    image = write_picture(tmp_path / "images" / "a1.png", photograph(256, 256), "PNG")
+    write_picture(tmp_path / "gt" / "a1.png", mask(256, 256), "PNG")
+    first = open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
+    bands = "".join(
+        f'<PAMRasterBand band="{band}"><NoDataValue>0</NoDataValue></PAMRasterBand>'
+        for band in (1, 2, 3)
+    )
+    Path(f"{image}.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
+    second = open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
+    assert (first.labels != 255).all() and (second.labels == 255).any()
+
+
+@pytest.mark.parametrize("name", [*tiles.FILES, "digests.json", "checked.json"])
+@pytest.mark.parametrize("damage", ["cut", "flip", "remove", "empty"])
+def test_a_damaged_store_is_built_again(folder, tmp_path, name, damage):
+    scenes, cache = find_scenes([folder]), tmp_path / "cache"
+    store = open_store(scenes, cache=cache)
+    images, labels = np.array(store.images), np.array(store.labels)
+    path = cache / store.key / name
+    times = path.stat().st_atime_ns, path.stat().st_mtime_ns
+    content = path.read_bytes()
+    if damage == "remove":
+        path.unlink()
+    elif damage == "flip":
+        at = len(content) // 2
+        path.write_bytes(content[:at] + bytes([content[at] ^ 1]) + content[at + 1 :])
+        os.utime(path, ns=times)  # as if it had never been touched
+    else:
+        path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
+    again = open_store(scenes, cache=cache)
+    assert (again.images == images).all() and (again.labels == labels).all()
+    assert again.tiles == store.tiles and again.key == store.key
+
+
+def test_two_processes_build_at_once(folder, tmp_path):
+    command = [sys.executable, "-c", BUILD, str(folder), str(tmp_path / "cache")]
+    both = [subprocess.Popen(command, stdout=subprocess.PIPE, text=True) for _ in range(2)]
+    assert [process.communicate()[0] for process in both] == ["6\n", "6\n"]
+    assert len(list((tmp_path / "cache").glob("*/store.json"))) == 1
+
+
+def test_a_builder_killed_at_work_blocks_nobody(folder, tmp_path):
+    slow = BUILD.replace("try:", "import time, segment.tiles as t\nt.read_label = lambda *_: "
+                         "time.sleep(60)\ntry:")  # fmt: skip
+    cache = tmp_path / "cache"
+    builder = subprocess.Popen([sys.executable, "-c", slow, str(folder), str(cache)])
+    while not list(cache.glob("*.part/*.u8")):
+        assert builder.poll() is None
+        time.sleep(0.02)
+    builder.send_signal(signal.SIGKILL)
+    builder.wait()
+    assert list(cache.glob("*.part"))  # it left its half-built store behind
+    assert len(open_store(find_scenes([folder]), cache=cache)) == 6
+    assert not list(cache.glob("*.part"))
+
+
+def test_a_full_disk_is_named_and_leaves_nothing(folder, tmp_path):
+    """A limit on file sizes stands for the full disk: writes fail in the same way."""
+    cache = tmp_path / "cache"
+    limited = "import resource\nresource.setrlimit(resource.RLIMIT_FSIZE, (300_000, -1))\n" + BUILD
+    done = subprocess.run(
+        [sys.executable, "-c", limited, str(folder), str(cache)],
+        capture_output=True, text=True, check=False,
+    )  # fmt: skip
+    assert done.returncode == 1 and done.stderr.startswith(f"InputError: {cache}")
+    assert len(done.stderr.splitlines()) == 1
+    assert not [path for path in cache.iterdir() if path.is_dir()]
+
+
+def test_an_interrupted_build_leaves_nothing(folder, tmp_path, monkeypatch):
+    def interrupt(*_):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(tiles, "read_label", interrupt)
+    with pytest.raises(KeyboardInterrupt):
+        open_store(find_scenes([folder]), cache=tmp_path / "cache")
+    assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]
+
+
+def test_the_cache_is_the_users(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    assert default_cache() == tmp_path / "minicnn"
+    monkeypatch.delenv("XDG_CACHE_HOME")
+    assert Path.home() in default_cache().parents
+
+
+def test_the_store_tells_what_it_is(folder, tmp_path):
+    reading = Reading(bands=(1, 2, 3), value_range=(0.0, 200.0))
+    store = open_store(find_scenes([folder]), reading, cache=tmp_path / "cache")
+    assert store.reading == reading
+    about = json.loads((tmp_path / "cache" / store.key / "store.json").read_text())
+    assert len(about["tiles"]) == 6
