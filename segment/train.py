@@ -39,8 +39,8 @@ class Settings:
     pixel_size: float | None = None
     seed: int = 0
     init: str | None = None
-    bands: tuple[int, int, int] = (1, 2, 3)
-    value_range: tuple[float, float] = (0.0, 255.0)
+    bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
+    value_range: tuple[float, float] | None = None
 
     @property
     def reading(self) -> Reading:
