@@ -1,1 +1,6 @@
-"""Find buildings in aerial photographs: data, training, evaluation and prediction around a U-Net."""
+"""Find buildings in aerial photographs: data, training, prediction around a U-Net."""
+
+from segment.model import Model, load_model
+from segment.predict import predict_scene
+
+__all__ = ["Model", "load_model", "predict_scene"]

@@ -79,7 +79,7 @@ def add_reading(to: argparse.ArgumentParser) -> None:
         type=int,
         nargs=3,
         metavar="B",
-        help="bands to read as red, green, blue; default: 1 2 3",
+        help="bands to read as red, green, blue; default: the three that are not alpha",
     )
     to.add_argument(
         "--value-range",

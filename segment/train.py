@@ -141,16 +141,22 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
         given["data"] = tuple(str(Path(path).resolve()) for path in given["data"])
     if "init" in given:
         given["init"] = str(Path(given["init"]).resolve())
-    return {k: tuple(v) if isinstance(v, list) else v for k, v in given.items()}
+    return {name: _frozen(value) for name, value in given.items()}
 
 
 def _load(path: Path) -> Settings:
     """The settings in a run's config.json."""
     document = read_json(path)
+    known: Any = {name: _frozen(value) for name, value in document.items()}
     try:
-        return Settings(**{k: tuple(v) if isinstance(v, list) else v for k, v in document.items()})
+        return Settings(**known)
     except TypeError as error:
         raise InputError(f"{path}: expected the settings of a run ({error})") from None
+
+
+def _frozen(value: Any) -> Any:
+    """JSON and argparse have lists where the settings have tuples."""
+    return tuple(value) if isinstance(value, list) else value
 
 
 def _tiles(settings: Settings, cache: str | None) -> TileStore:
