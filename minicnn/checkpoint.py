@@ -39,6 +39,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             envelope = json.loads((file.metadata() or {})["minicnn"])
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             document, digest = envelope["about"], envelope["sha256"]
+            about = json.loads(document)
     except FileNotFoundError:
         raise CheckpointError(f"{path}: there is no such checkpoint") from None
     except KeyError:
@@ -49,7 +50,7 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
         ) from error
     if _digest(arrays, document) != digest:
         raise CheckpointError(f"{path}: the checkpoint is damaged, its checksum does not match")
-    return arrays, json.loads(document)
+    return arrays, about
 
 
 def _digest(arrays: dict[str, np.ndarray], document: str) -> str:

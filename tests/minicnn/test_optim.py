@@ -1,0 +1,126 @@
+"""Optimisers resumed from their state, schedules against closed forms, clipping by hand.
+
+That each optimiser takes PyTorch's steps is in test_against_torch.py.
+"""
+
+import math
+
+import numpy as np
+import pytest
+
+import minicnn as mc
+from minicnn import optim
+
+KINDS = {
+    "sgd": lambda net: optim.SGD(net, 0.05, momentum=0.8, weight_decay=0.01),
+    "adam": lambda net: optim.Adam(net, 0.05, weight_decay=0.01),
+    "adamw": lambda net: optim.AdamW(net, 0.05, weight_decay=0.01),
+}
+every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
+
+
+def small_net(seed=0):
+    rng = np.random.default_rng(seed)
+    return mc.Sequential(mc.Conv2d(2, 3, 3, rng=rng), mc.BatchNorm2d(3), mc.ReLU())
+
+
+def train(net, optimizer, batches):
+    for x in batches:
+        net.backward(net.forward(x, training=True))
+        optimizer.step()
+
+
+@every_kind
+def test_the_first_step_by_hand(make):
+    net = mc.BatchNorm2d(1)
+    net.grads = {"gamma": np.array([2.0], np.float32), "beta": np.array([-3.0], np.float32)}
+    optimizer = make(net)
+    optimizer.step()
+    expected = {
+        optim.SGD: (1 - 0.05 * (2 + 0.01), 0.05 * 3),
+        optim.Adam: (1 - 0.05, 0.05),  # whatever the gradient's size
+        optim.AdamW: (1 - 0.05 - 0.05 * 0.01, 0.05),
+    }[type(optimizer)]
+    np.testing.assert_allclose([net.params["gamma"][0], net.params["beta"][0]], expected, rtol=1e-6)
+
+
+@every_kind
+def test_resuming_from_a_file_is_bit_for_bit(make, rng, tmp_path):
+    batches = rng.standard_normal((6, 1, 6, 6, 2)).astype(np.float32)
+    straight = small_net()
+    train(straight, make(straight), batches)
+
+    first = small_net()
+    optimizer = make(first)
+    train(first, optimizer, batches[:3])
+    file = tmp_path / "last.safetensors"
+    mc.checkpoint.save(file, {**mc.checkpoint.net_arrays(first), **optimizer.state()}, {})
+    arrays, _ = mc.checkpoint.load(file)
+    second = small_net(seed=9)
+    resumed = make(second)
+    mc.checkpoint.load_net(second, {k: arrays[k] for k in mc.checkpoint.net_arrays(second)}, file)
+    resumed.load_state(arrays)
+    assert resumed.steps == 3
+    train(second, resumed, batches[3:])
+    for name, p in mc.checkpoint.net_arrays(straight).items():
+        np.testing.assert_array_equal(p, mc.checkpoint.net_arrays(second)[name])
+
+
+@every_kind
+def test_parameters_move_in_place(make, rng):
+    """Who holds a parameter sees it learn."""
+    net = small_net()
+    held = net.parameters()
+    before = {name: p.copy() for name, p in held.items()}
+    train(net, make(net), [rng.standard_normal((1, 6, 6, 2)).astype(np.float32)])
+    for name, p in net.parameters().items():
+        assert p is held[name]
+        assert p.dtype == np.float32
+    assert (held["0.w"] != before["0.w"]).all()
+
+
+def test_clipping_by_hand():
+    net = mc.BatchNorm2d(2)
+    net.grads = {"gamma": np.array([3.0, 0.0]), "beta": np.array([0.0, 4.0])}
+    assert optim.clip_gradients(net, 10) == pytest.approx(5)
+    np.testing.assert_array_equal(net.grads["gamma"], [3, 0])  # short enough: untouched
+    assert optim.clip_gradients(net, 1) == pytest.approx(5)
+    np.testing.assert_allclose(net.grads["gamma"], [0.6, 0])
+    np.testing.assert_allclose(net.grads["beta"], [0, 0.8])
+
+
+def test_clipping_tells_of_a_nan():
+    net = mc.BatchNorm2d(1)
+    net.grads = {"gamma": np.array([np.nan]), "beta": np.array([1.0])}
+    assert math.isnan(optim.clip_gradients(net, 1))
+
+
+def test_constant():
+    schedule = optim.Constant(0.3)
+    assert [schedule.at(step) for step in (0, 7, 10**6)] == [0.3, 0.3, 0.3]
+
+
+def test_cosine_with_warmup():
+    schedule = optim.Cosine(0.8, steps=110, warmup=10)
+    warmup = [schedule.at(step) for step in range(10)]
+    np.testing.assert_allclose(warmup, 0.08 * np.arange(1, 11))
+    after = [schedule.at(step) for step in (10, 35, 60, 85, 110, 500)]
+    half, root = 0.4, math.sqrt(0.5)
+    np.testing.assert_allclose(
+        after, [0.8, half * (1 + root), half, half * (1 - root), 0, 0], atol=1e-12
+    )
+
+
+@pytest.mark.parametrize(("steps", "warmup"), [(5, 5), (3, 5), (1, 0), (0, 0)])
+def test_cosine_with_no_room(steps, warmup):
+    schedule = optim.Cosine(1.0, steps, warmup)
+    assert all(0 <= schedule.at(step) <= 1 for step in range(10))
+
+
+def test_plateau_by_hand():
+    schedule = optim.ReduceOnPlateau(1.0, factor=0.1, patience=1)
+    rates = []
+    for score in (0.5, 0.6, 0.6, 0.5, 0.59, 0.61, math.nan, 0.6):
+        schedule.observe(score)
+        rates.append(schedule.at(len(rates)))
+    np.testing.assert_allclose(rates, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01])
