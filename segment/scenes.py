@@ -235,6 +235,8 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
     form: dict[str, Any] = {key: profile[key] for key in keys if profile.get(key) is not None}
     form |= {"driver": "GTiff", "compress": "deflate", "bigtiff": "if_safer"}
     form |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
+    if np.dtype(profile["dtype"]).kind == "f":
+        form["predictor"] = 3  # for floating point: bytes of a kind lie together, and pack better
     with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         try:
             with _unplaced_is_fine():

@@ -62,6 +62,7 @@ def test_area_is_on_the_ground_whatever_the_crs():
     half = math.cos(math.radians(60))
     assert found.area_m2[0] == pytest.approx(4000 * half * east * half * north, rel=1e-4)
     assert found.area_m2[0] < 1010
+    assert len(footprints.polygons(mask, Affine(1, 0, x, 0, -1, y), MERCATOR, 2000).area_m2) == 0
 
     degrees = Affine(1e-5, 0, 20, 0, -1e-5, 60)
     same = footprints.polygons(mask, degrees, CRS.from_epsg(4326))

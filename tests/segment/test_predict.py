@@ -124,7 +124,12 @@ def test_void_is_no_building_and_255_is_not_void(tmp_path, model):
             assert (found[:100, :100] == top).all() and (found[200:, 300:] == 0).all()
             assert out.nodata is None
             np.testing.assert_array_equal(out.dataset_mask(), valid)
-    assert (predict_scene(model, scene)[0][200:, 300:] == 0).all()
+    model.predict = lambda windows: np.ones(windows.shape[:3], np.float32)  # sees them anywhere
+    mask, _ = predict_scene(model, scene, threshold=0)
+    np.testing.assert_array_equal(mask, valid)
+    main([str(scene), "--out", str(tmp_path / "out.tif"), "--format", "probability"])
+    with rasterio.open(tmp_path / "out.tif") as out:
+        np.testing.assert_array_equal(out.read(1), valid / 255)
 
 
 def test_probability_is_kept_as_it_is(tmp_path, model):
@@ -133,6 +138,7 @@ def test_probability_is_kept_as_it_is(tmp_path, model):
     main([str(scene), "--out", str(tmp_path / "p.tif"), "--format", "probability"])
     with rasterio.open(tmp_path / "p.tif") as out:
         assert out.dtypes == ("float32",) and out.crs == UTM and out.transform == PLACE
+        assert out.tags(ns="IMAGE_STRUCTURE")["PREDICTOR"] == "3"
         np.testing.assert_allclose(out.read(1), pixels[0] / 255, atol=1e-6)
 
 
@@ -238,6 +244,7 @@ def test_several_scenes_or_a_folder_give_named_files(tmp_path, model):
     (["a1.tif", "--out", "x.shp"], r"expected to end in \.tif"),
     (["a1.tif", "--out", "x.tif", "--overlap", "300"], "overlap must be 0 to 256"),
     (["a1.tif", "--out", "x.tif", "--overlap", "-1"], "overlap must be 0 to 256"),
+    (["a1.tif", "--out", "x.tif", "--pixel-size", "10"], r"a1\.tif has pixels of 10 m"),
     (["none.tif", "--out", "x.tif"], r"none\.tif"),
     (["text.tif", "--out", "x.tif"], r"text\.tif"),
 ])
