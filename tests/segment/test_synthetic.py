@@ -231,6 +231,22 @@ def drawing(size=200):
     return synthetic.Drawing(synthetic.STYLES["ashford"], size, direction(150, 40), rng)
 
 
+@pytest.mark.parametrize("kind", ["flat", "gable", "hip"])
+@pytest.mark.parametrize("angle", [0, 20, 77, 130, 250])
+def test_light_on_a_roof_is_that_of_its_slopes(angle, kind):
+    """Against the slopes measured on the height field, away from ridges and edges."""
+    d, frame = drawing(), synthetic.Frame(31, 28, math.radians(angle))
+    d.solid(frame, 24, 16, 5, synthetic.MATERIALS["slate"], kind, 0.5, building=True)
+    south, east = np.gradient(d.height.astype(float), PIXEL)
+    normal = np.stack([-east, -south, np.ones_like(east)], -1)
+    cosine = (normal / np.linalg.norm(normal, axis=-1, keepdims=True)) @ d.sun
+    # Where the slope is the same two pixels around, it is that of one plane.
+    around = [np.roll(cosine, shift, (0, 1)) for shift in product((-2, 0, 2), repeat=2)]
+    plane = (d.mask > 0) & (np.ptp(around, axis=0) < 1e-3)
+    assert plane.sum() > 0.5 * (d.mask > 0).sum()
+    np.testing.assert_allclose(d.light[plane], cosine[plane] / d.sun[2], atol=0.01)
+
+
 @pytest.mark.parametrize("angle", [0, 20, 77, 130])
 def test_label_is_the_footprint(angle):
     """The polygon, rasterised by other code: no shadow, no tree, no parapet, whatever hides it."""
