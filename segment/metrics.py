@@ -125,24 +125,22 @@ def summarise(counts: NDArray[np.int64], tiles: Sequence[Tile]) -> dict[str, Any
 
 
 def _pooled(counts: NDArray[np.int64]) -> dict[str, Any]:
-    total = Confusion(*map(int, counts.sum(axis=0)))
-    return _row(len(counts), total, total.scores(), total.background.scores())
+    return {"tiles": len(counts), **_row(Confusion(*map(int, counts.sum(axis=0))))}
 
 
 def _median(counts: NDArray[np.int64]) -> dict[str, Any]:
-    each = [Confusion(*map(int, row)) for row in counts]
-    total = Confusion(*map(int, counts.sum(axis=0)))
-    own = _medians([tile.scores() for tile in each])
-    return _row(len(each), total, own, _medians([tile.background.scores() for tile in each]))
+    rows = [_row(Confusion(*map(int, row))) for row in counts]
+    background = _medians([row.pop("background") for row in rows])
+    return {"tiles": len(counts), **_medians(rows), "background": background}
+
+
+def _row(count: Confusion) -> dict[str, Any]:
+    share = (count.tp + count.fn) / count.pixels
+    return {"building": share, **count.scores(), "background": count.background.scores()}
 
 
 def _medians(scores: list[Scores]) -> Scores:
     return {name: float(np.median([each[name] for each in scores])) for name in scores[0]}
-
-
-def _row(tiles: int, total: Confusion, own: Scores, background: Scores) -> dict[str, Any]:
-    share = (total.tp + total.fn) / total.pixels
-    return {"tiles": tiles, "building": share, **own, "background": background}
 
 
 def _grouped(counts: NDArray[np.int64], names: list[str]) -> dict[str, Any]:

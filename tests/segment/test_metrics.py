@@ -78,6 +78,7 @@ def test_summary_groups_pools_and_takes_medians():
     assert found["pooled"]["background"]["accuracy"] == 30 / 40
     assert found["median"]["iou"] == (1 / 4 + 1) / 2  # of 1, 1/4, 1, 0
     assert found["median"]["accuracy"] == (0.7 + 1) / 2  # of 1, 0.7, 1, 0
+    assert found["median"]["building"] == (0.1 + 0.4) / 2  # of 0.4, 0.1, 0, 0.5
     assert found["median"]["background"]["iou"] == 0  # of 0, 0, 1, 0
     assert found["median"]["background"]["accuracy"] == (0.6 + 0.9) / 2  # of 0.6, 0.9, 1, 0.5
     assert list(found["cities"]) == ["a", "b"]
