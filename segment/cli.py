@@ -48,16 +48,20 @@ def _fail(sentence: str, code: int) -> NoReturn:
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:
-    """A parser whose --help starts with `python -m segment.NAME` and shows the defaults."""
+    """A parser whose --help starts with `python -m segment.NAME`."""
     return argparse.ArgumentParser(
         prog=f"python -m segment.{name}",
         description=description,
-        formatter_class=argparse.ArgumentDefaultsHelpFormatter,
     )
 
 
 def add_device(to: argparse.ArgumentParser) -> None:
-    to.add_argument("--device", choices=("auto", "cpu", "gpu"), default="auto", help="where to run")
+    to.add_argument(
+        "--device",
+        choices=("auto", "cpu", "gpu"),
+        default="auto",
+        help="where to run; default: auto",
+    )
 
 
 def add_data(to: argparse.ArgumentParser) -> None:

@@ -66,9 +66,7 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _choose(
-    options: argparse.Namespace, model: Model
-) -> tuple[TileStore, NDArray[np.intp], str]:
+def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArray[np.intp], str]:
     """The tiles to score, and in words which they are.
 
     A run's own data are cut as the run cut them. Any other data are brought to the pixel size of

@@ -148,9 +148,7 @@ def _grouped(counts: NDArray[np.int64], names: list[str]) -> dict[str, Any]:
     return {str(name): _pooled(counts[labels == name]) for name in np.unique(labels)}
 
 
-def histogram(
-    probability: NDArray[np.float32], labels: NDArray[np.uint8]
-) -> NDArray[np.int64]:
+def histogram(probability: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.int64]:
     """Count pixels by class and probability: (2, 256), row 1 the buildings; sums over batches.
 
     Bin k holds k/256 <= p < (k + 1)/256 (the last one p = 1 as well), so "p >= k/256" is exactly

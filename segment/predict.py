@@ -228,9 +228,7 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
     return paths
 
 
-def _predict_to_file(
-    model: Model, scene: Scene, path: Path, options: argparse.Namespace
-) -> None:
+def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.Namespace) -> None:
     threshold = model.info.threshold if options.threshold is None else options.threshold
     with open_raster(scene.image) as dataset:
         if options.format in ("geojson", "gpkg"):  # before the work, not after it
@@ -257,9 +255,7 @@ def _predict_to_file(
             footprints.write(found, path)
 
 
-def _write_bands(
-    bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None
-) -> None:
+def _write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
     """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
     profile = _profile(dataset, "float32" if threshold is None else "uint8")
     with write_raster(path, profile) as out:
