@@ -1,10 +1,13 @@
 """Exit codes of real processes, one clear line on bad input, the arguments commands share."""
 
+import fcntl
 import os
 import pty
 import signal
+import struct
 import subprocess
 import sys
+import termios
 from types import SimpleNamespace
 
 import pytest
@@ -157,6 +160,8 @@ def test_progress_is_silent_off_a_terminal():
 
 def test_progress_shows_on_a_terminal():
     ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 80, 0, 0))  # 24 lines of 80
+    os.set_blocking(ours, False)
     process = start(PROGRESS, stderr=theirs)
     out, _ = process.communicate(timeout=60)
     shown = os.read(ours, 10_000).decode()
