@@ -15,7 +15,7 @@ def augment(
 
     One of the eight symmetries of the square moves image and label alike; the light, drawn for each
     image and channel, changes pixel values of the image only. The same rng state gives the same
-    result.
+    result. (bytes.translate looks bytes up in a table several times faster than NumPy's indexing.)
     """
     N = len(images)
     turns, mirrored = rng.integers(4, size=N), rng.integers(2, size=N)
@@ -26,7 +26,8 @@ def augment(
         if mirrored[n]:
             image, label = image[:, ::-1], label[:, ::-1]
         for channel in range(3):
-            new_images[n, :, :, channel] = tables[n, channel][image[:, :, channel]]
+            plane = image[:, :, channel].tobytes().translate(tables[n, channel].tobytes())
+            new_images[n, :, :, channel] = np.frombuffer(plane, np.uint8).reshape(label.shape)
         new_labels[n] = label
     return new_images, new_labels
 

@@ -38,7 +38,7 @@ def find_pairs(path: Path, labelled: bool) -> list[Pair]:
         if not pairs and labelled:
             raise InputError(
                 f"{path} holds no pair of a picture and a mask: expected images/ beside gt/ or "
-                "masks/, or NAME.tif beside NAME_gt.tif"
+                "masks/, or NAME.tif beside NAME_gt.tif, or a CSV file that lists the pairs"
             )
         if not pairs:
             raise InputError(f"{path} holds no picture (.tif, .jpg, .png), nor does its images/")

@@ -43,6 +43,10 @@ _FIRST_BYTES = {
     b"II+\0": "GTiff",  # BigTIFF
     b"MM\0+": "GTiff",
 }
+_STRICT = {
+    "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # else what is damaged is painted grey
+    "GDAL_OVERVIEW_OVERSAMPLING_THRESHOLD": 0,  # no overviews: they may be of any quality
+}
 _PNG_END = b"IEND\xaeB`\x82"
 _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
@@ -89,15 +93,10 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         raise InputError(f"{path} is empty or no picture: a GeoTIFF, JPEG or PNG was expected")
     if driver == "PNG" and _PNG_END not in _last_bytes(path):  # GDAL reads on without a word
         raise InputError(f"{path} is cut off: its PNG data has no end")
-    # libjpeg paints what is missing in grey and warns; overviews may be of any quality.
-    with rasterio.Env(GDAL_ERROR_ON_LIBJPEG_WARNING=True):
+    with rasterio.Env(**_STRICT):
         try:
             with _unplaced_is_fine():
                 dataset = rasterio.open(path.absolute(), driver=driver)
-                # Asked of a file without a transform, the option leaves it undefined: never do.
-                if dataset.overviews(1) and not dataset.transform.is_identity:
-                    dataset.close()
-                    dataset = rasterio.open(path.absolute(), driver=driver, OVERVIEW_LEVEL="NONE")
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture") from error
         with dataset:
@@ -446,7 +445,7 @@ def _slippy_size(stem: str, dataset: DatasetReader) -> float | None:
 
 def _one_ground(scenes: Sequence[Scene]) -> list[Scene]:
     """Slippy tiles that lie within another one, of a lower zoom, join its scene and city."""
-    tiles = {_slippy(s.stem): s for s in reversed(scenes) if s.scene == s.stem}
+    tiles = {_slippy(s.stem): s for s in scenes if s.scene == s.stem}
 
     def joined(scene: Scene) -> Scene:
         tile = _slippy(scene.stem)

@@ -108,7 +108,8 @@ def open_store(
                 store = _load(folder / key)
     except OSError as error:
         where = error.filename or folder
-        raise InputError(f"{where}: tiles can't be kept in {folder}: {error.strerror}") from error
+        reason = error.strerror or error
+        raise InputError(f"{where}: tiles can't be kept in {folder}: {reason}") from error
     if store is None:
         raise InputError(f"{folder / key} doesn't hold what was written there: is the disk sound?")
     return store

@@ -58,6 +58,7 @@ def test_the_same_seed_gives_the_same_views_and_images_differ():
     one, two, other = (augment(images, labels, np.random.default_rng(s))[0] for s in (5, 5, 6))
     assert (one == two).all() and (one != other).any()
     assert len({image.tobytes() for image in one}) == 8
+    assert (one[..., 0] != one[..., 1]).any() and (one[..., 1] != one[..., 2]).any()
 
 
 def test_light_is_mild_and_centred():

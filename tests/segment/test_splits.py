@@ -97,6 +97,14 @@ def test_seeds_differ_and_every_city_is_held_out_by_some():
     assert make_split(tiles, "random", 1) != make_split(tiles, "random", 2)
 
 
+@pytest.mark.parametrize("seed", range(5))
+def test_small_groups_do_not_all_go_to_one_part(seed):
+    tiles = tiles_of({("a", 1): 2, ("b", 1): 3, ("c", 1): 95})
+    for scenario in ("scene", "city"):
+        parts = make_split(tiles, scenario, seed).parts
+        assert len(parts["train"]) == 95 and {len(parts["val"]), len(parts["test"])} == {2, 3}
+
+
 def test_scenes_of_one_name_in_two_cities_are_two():
     tiles = [Tile("1", city, "1", 0, col) for city in "abcdef" for col in range(4)]
     parts = make_split(tiles, "scene", 0).parts
