@@ -53,15 +53,8 @@ ASPHALT, WORN, CONCRETE, PALE = (96, 96, 97), (126, 124, 120), (160, 156, 146), 
 GREEN, DRY, SOIL, CLAY = (94, 108, 72), (142, 134, 108), (128, 110, 92), (150, 119, 102)
 WATER, POOL, PAINT, WOOD = (48, 60, 60), (96, 166, 184), (205, 202, 192), (120, 108, 94)
 CROWNS = ((78, 92, 62), (92, 104, 70), (70, 82, 62), (124, 116, 102), (112, 106, 84))
-CARS = (
-    (225, 225, 225),
-    (190, 192, 195),
-    (38, 38, 42),
-    (78, 80, 84),
-    (120, 122, 126),
-    (140, 50, 46),
-    (60, 76, 116),
-)
+CARS = ((225, 225, 225), (190, 192, 195), (38, 38, 42), (78, 80, 84), (120, 122, 126),
+        (140, 50, 46), (60, 76, 116))  # fmt: skip
 
 
 class Style(NamedTuple):
@@ -83,88 +76,50 @@ class Style(NamedTuple):
     corner: tuple[float, float]  # UTM easting and northing
 
 
+# fmt: off
 STYLES = {
     "ashford": Style(
-        plan="grid",
-        angle=3,
-        block=(110, 64),
-        street=11,
-        lot=17,
+        plan="grid", angle=3, block=(110, 64), street=11, lot=17,
         uses={"houses": 8, "halls": 1.2, "park": 0.8},
         roofs={"shingle": 4, "brown": 3, "slate": 2, "metal": 1.5},
         flats={"gravel": 1, "membrane": 1, "felt": 1},
-        trees=60,
-        dryness=0.55,
-        cast=(1.0, 1.01, 0.97),
-        haze=0.03,
-        epsg=32614,
-        corner=(620000, 3350000),
+        trees=60, dryness=0.55, cast=(1.0, 1.01, 0.97), haze=0.03,
+        epsg=32614, corner=(620000, 3350000),
     ),
     "birkdale": Style(
-        plan="grid",
-        angle=31,
-        block=(95, 54),
-        street=12,
-        lot=7.5,
+        plan="grid", angle=31, block=(95, 54), street=12, lot=7.5,
         uses={"rows": 7, "slabs": 1.5, "halls": 1, "park": 0.9},
         roofs={"slate": 4, "brown": 2, "terracotta": 1},
         flats={"felt": 4, "gravel": 3, "membrane": 1, "metal": 1},
-        trees=45,
-        dryness=0.3,
-        cast=(0.99, 1.02, 0.95),
-        haze=0.05,
-        epsg=32616,
-        corner=(440000, 4620000),
+        trees=45, dryness=0.3, cast=(0.99, 1.02, 0.95), haze=0.05,
+        epsg=32616, corner=(440000, 4620000),
     ),
     "corvo": Style(
-        plan="organic",
-        angle=14,
-        block=(70, 54),
-        street=8,
-        lot=15,
+        plan="organic", angle=14, block=(70, 54), street=8, lot=15,
         uses={"houses": 6, "rows": 2, "slabs": 0.7, "park": 1.2},
         roofs={"terracotta": 6, "brown": 2, "shingle": 2},
         flats={"gravel": 2, "membrane": 1, "terracotta": 1},
-        trees=45,
-        dryness=0.8,
-        cast=(1.02, 1.0, 0.95),
-        haze=0.08,
-        epsg=32633,
-        corner=(290000, 4640000),
+        trees=45, dryness=0.8, cast=(1.02, 1.0, 0.95), haze=0.08,
+        epsg=32633, corner=(290000, 4640000),
     ),
     "dornfeld": Style(
-        plan="organic",
-        angle=62,
-        block=(100, 70),
-        street=7,
-        lot=18,
+        plan="organic", angle=62, block=(100, 70), street=7, lot=18,
         uses={"houses": 6, "fields": 4},
         roofs={"terracotta": 3, "slate": 3, "brown": 2, "metal": 1},
         flats={"gravel": 1, "metal": 1},
-        trees=35,
-        dryness=0.25,
-        cast=(0.97, 1.0, 0.98),
-        haze=0.07,
-        epsg=32632,
-        corner=(680000, 5340000),
+        trees=35, dryness=0.25, cast=(0.97, 1.0, 0.98), haze=0.07,
+        epsg=32632, corner=(680000, 5340000),
     ),
     "eastport": Style(
-        plan="radial",
-        angle=20,
-        block=(120, 84),
-        street=15,
-        lot=8,
+        plan="radial", angle=20, block=(120, 84), street=15, lot=8,
         uses={"halls": 6, "slabs": 2.5, "rows": 1, "park": 0.8},
         roofs={"metal": 3, "slate": 2, "shingle": 2},
         flats={"gravel": 4, "felt": 2, "membrane": 1.5, "metal": 2, "blue": 1},
-        trees=20,
-        dryness=0.6,
-        cast=(1.0, 1.0, 1.02),
-        haze=0.1,
-        epsg=32650,
-        corner=(450000, 4420000),
+        trees=20, dryness=0.6, cast=(1.0, 1.0, 1.02), haze=0.1,
+        epsg=32650, corner=(450000, 4420000),
     ),
 }
+# fmt: on
 CITIES = tuple(STYLES)
 
 
@@ -612,13 +567,8 @@ def fields(d: Drawing, block: Block) -> None:
 
 
 USES: dict[str, Callable[[Drawing, Block], None]] = {
-    "houses": houses,
-    "rows": rows,
-    "slabs": slabs,
-    "halls": halls,
-    "park": park,
-    "fields": fields,
-}
+    "houses": houses, "rows": rows, "slabs": slabs, "halls": halls, "park": park, "fields": fields,
+}  # fmt: skip
 
 
 def streets(d: Drawing, block: Block) -> None:
