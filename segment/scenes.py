@@ -9,7 +9,7 @@ import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +22,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioIOError
-from rasterio.features import bounds, is_valid_geom, rasterize
+from rasterio.features import bounds, rasterize
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.transform import Affine
 from rasterio.warp import transform as warp_points
@@ -313,13 +313,33 @@ def _read_polygons(path: Path) -> tuple[list[Any], CRS]:
     except (ValueError, KeyError, TypeError, AttributeError, CRSError) as error:
         raise InputError(f"{path} is neither a picture nor a GeoJSON FeatureCollection") from error
     for shape in shapes:
-        kind = shape.get("type")
-        if kind not in ("Polygon", "MultiPolygon") or not is_valid_geom(shape):
+        if not _is_area(shape):
+            kind = shape.get("type")
             raise InputError(f"{path} holds a faulty shape or a {kind}: polygons were expected")
         west, south, east, north = bounds(shape)
         if crs.is_geographic and not (-360 <= west <= east <= 360 and -90 <= south <= north <= 90):
             raise InputError(f"{path} has no longitudes and latitudes, and names no other CRS")
     return shapes, crs
+
+
+def _is_area(shape: Any) -> bool:
+    """Whether a geometry is a polygon, or several, down to each number: GDAL crashes on others."""
+    coordinates = shape.get("coordinates")
+    if shape.get("type") == "MultiPolygon":
+        return _each(_is_polygon, coordinates, least=1)
+    return shape.get("type") == "Polygon" and _is_polygon(coordinates)
+
+
+def _is_polygon(rings: Any) -> bool:
+    return _each(lambda ring: _each(_is_position, ring, least=4), rings, least=1)
+
+
+def _is_position(point: Any) -> bool:
+    return _each(lambda x: type(x) in (int, float) and abs(x) < 1e300, point, least=2)
+
+
+def _each(test: Callable[[Any], bool], items: Any, least: int) -> bool:
+    return isinstance(items, list) and len(items) >= least and all(map(test, items))
 
 
 # ---------------------------------------------------------------- size on the ground

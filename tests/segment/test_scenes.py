@@ -298,9 +298,6 @@ def test_faulty_polygons_are_refused(tmp_path):
         "faulty shape": lambda: geojson(path, RING, kind="LineString"),
         "FeatureCollection": lambda: path.write_text("[1, 2"),
         "GeoJSON": lambda: path.write_text('{"features": [3]}'),
-        "Polygon": lambda: path.write_text(
-            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [["a"]]}}]}'
-        ),
     }
     for words, write in cases.items():
         write()
@@ -309,6 +306,31 @@ def test_faulty_polygons_are_refused(tmp_path):
     unplaced = write_picture(tmp_path / "u.tif", photograph(40, 50))
     with pytest.raises(InputError, match=r"u\.tif has no CRS"):
         label_of(unplaced, geojson(path, RING))
+
+
+SQUARE = "[0, 0], [1, 0], [1, 1], [0, 0]"
+
+
+@pytest.mark.parametrize("coordinates", [
+    '[["a"]]', "null", "[]", "[[]]", "[null]", "3", f"[[{SQUARE}], []]", f"[{{}}, [{SQUARE}]]",
+    f"[[{SQUARE.replace('1, 1', 'null, 1')}]]",  # what follows has crashed the process
+    f"[[{SQUARE.replace('1, 1', chr(34) + 'a' + chr(34) + ', 1')}]]",
+    f"[[{SQUARE}], [{SQUARE.replace('0, 0', chr(34) + 'a' + chr(34) + ', 0')}]]",
+    '[["ab", "cd", "ef", "ab"]]', f"[[{SQUARE.replace('1, 1', 'NaN, 1')}]]",
+    f"[[{SQUARE.replace('1, 1', '1')}]]", f"[[{SQUARE.replace('1, 1', '1' + 400 * '0' + ', 1')}]]",
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["Polygon", "MultiPolygon"])
+def test_coordinates_that_are_none_are_refused(tmp_path, coordinates, kind):
+    image = write_picture(tmp_path / "i.tif", photograph(40, 50), **UTM)
+    path = tmp_path / "g.geojson"
+    nested = coordinates if kind == "Polygon" else f"[{coordinates}]"
+    shape = f'{{"type": "{kind}", "coordinates": {nested}}}'
+    path.write_text(f'{{"features": [{{"geometry": {shape}}}]}}')
+    if nested == "[]":  # an empty polygon is none
+        assert not label_of(image, path).any()
+    else:
+        with pytest.raises(InputError, match=rf"g\.geojson holds a faulty shape or a {kind}"):
+            label_of(image, path)
 
 
 # ---------------------------------------------------------------- size on the ground
