@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicnn.backend import choose_device
 from segment import footprints
 from segment.blending import WINDOW, Floats, Progress, blended_bands, resampled_bands
-from segment.cli import add_device, parser, positive, progress, run
+from segment.cli import add_device, parser, positive, progress, run, within
 from segment.errors import InputError
 from segment.model import Model, load_model
 from segment.plots import overlay
@@ -153,6 +153,7 @@ def _parser() -> argparse.ArgumentParser:
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
         "its height; only png, geojson and gpkg hold a whole mask (png the photograph, too).",
     )
+    area_or_length = within(0, 1e12)
     p.add_argument("scenes", nargs="+", metavar="SCENE", help="rasters, folders or CSV files")
     p.add_argument(
         "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
@@ -171,7 +172,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--threshold",
-        type=_probability,
+        type=within(0, 1),
         metavar="F",
         help="probability from which a pixel is building; default: the model's own",
     )
@@ -185,10 +186,14 @@ def _parser() -> argparse.ArgumentParser:
         help="the scenes' ground resolution in metres, where the files don't say or are wrong",
     )
     p.add_argument(
-        "--min-area", type=float, default=0.0, metavar="M2", help="drop smaller outlines"
+        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
     )
     p.add_argument(
-        "--simplify", type=float, default=0.0, metavar="M", help="tolerance of outlines in metres"
+        "--simplify",
+        type=area_or_length,
+        default=0.0,
+        metavar="M",
+        help="tolerance of outlines in metres",
     )
     add_device(p)
     return p
