@@ -32,7 +32,6 @@ from segment.scenes import (
 )
 
 OVERLAP = 64  # pixels
-COARSEST = 8  # times the model's pixel size: what is coarser shows no building of use
 ENDINGS = {
     "tif": (".tif", ".tiff"),
     "probability": (".tif", ".tiff"),
@@ -95,12 +94,7 @@ def scene_bands(
 def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:
     """The scene's height and width at the model's pixel size."""
     own, wanted = pixel_size or ground_pixel_size(dataset), model.info.pixel_size
-    if own and wanted and own > COARSEST * wanted:
-        raise InputError(
-            f"{dataset.name} has pixels of {own:.3g} m: at most {COARSEST} times the model's "
-            f"{wanted:.3g} m was expected"
-        )
-    height, width = working_shape(dataset.shape, own, wanted)
+    height, width = working_shape(dataset, own, wanted)
     if (height, width) != dataset.shape:
         about = "%s: pixels of %.3g m, resampled to the model's %.3g m"
         log.warning(about, dataset.name, own, wanted)
@@ -197,13 +191,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_device(p)
     return p
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _format_of(out: str) -> str:

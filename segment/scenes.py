@@ -5,6 +5,7 @@ drivers only, so that no file can make GDAL open another one.
 """
 
 import json
+import logging
 import math
 import re
 import warnings
@@ -35,6 +36,8 @@ from segment.layouts import Pair, find_pairs
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
 
+logging.getLogger("rasterio").addHandler(logging.NullHandler())  # it raises what it logs
+
 _FIRST_BYTES = {
     b"\xff\xd8\xff": "JPEG",
     b"\x89PNG\r\n\x1a\n": "PNG",
@@ -52,6 +55,7 @@ _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
 _WGS84 = CRS.from_epsg(4326)
 _SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
+_COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Reading:
 
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        """In the words of the command line."""
+        options = []
+        if self.bands:
+            options.append("--bands " + " ".join(map(str, self.bands)))
+        if self.value_range:
+            options.append("--value-range {:g} {:g}".format(*self.value_range))
+        return " ".join(options) or "8-bit RGB"
 
 
 @dataclass(frozen=True)
@@ -188,8 +201,8 @@ def _bands(dataset: DatasetReader, reading: Reading) -> list[int]:
     bands = list(reading.bands or _colour_bands(dataset))
     if reading.bands is None and len(bands) != 3:
         raise InputError(
-            f"{name} has {len(bands)} colour band(s) where red, green and blue were expected: "
-            "say with --bands which three to read"
+            f"{name} has {len(bands)} colour band(s) where red, green and blue were expected; "
+            "train with --bands to read three of your choice"
         )
     if len(bands) != 3 or not all(1 <= band <= dataset.count for band in bands):
         raise InputError(f"--bands {bands}: {name} has bands 1 to {dataset.count}, and three count")
@@ -197,8 +210,13 @@ def _bands(dataset: DatasetReader, reading: Reading) -> list[int]:
         raise InputError(f"{name} holds {dtype} pixels: whole or real numbers were expected")
     if reading.value_range is None and dtype != "uint8":
         raise InputError(
-            f"{name} holds {dtype} pixels where 8-bit ones were expected: "
-            "say with --value-range LOW HIGH which values are black and white"
+            f"{name} holds {dtype} pixels where 8-bit ones were expected; "
+            "train with --value-range LOW HIGH to say which values are black and white"
+        )
+    if reading.value_range and dtype == "uint8" and reading.value_range[1] > 255:
+        raise InputError(
+            f"{name} holds 8-bit pixels where values of up to {reading.value_range[1]:g} were "
+            "expected, as --value-range or the model says"
         )
     return bands
 
@@ -389,15 +407,22 @@ def _degree_lengths(latitude: float) -> tuple[float, float]:
 
 
 def working_shape(
-    shape: tuple[int, int], pixel_size: float | None, target: float | None
+    dataset: DatasetReader, pixel_size: float | None, target: float | None
 ) -> tuple[int, int]:
     """(H, W) of a picture at the target pixel size (metres); as it is where either is unknown.
 
-    Sizes within 2 % count as equal: resampling by so little only blurs.
+    Sizes within 2 % count as equal: resampling by so little only blurs. InputError where the
+    picture's pixels are more than 8 times too large.
     """
+    shape = dataset.shape
     scale = pixel_size / target if pixel_size and target else 1.0
     if abs(scale - 1) < _SAME_SIZE:
         return shape
+    if scale > _COARSEST:
+        raise InputError(
+            f"{dataset.name} has pixels of {pixel_size:.3g} m: at most {_COARSEST} times the "
+            f"{target:.3g} m to work at was expected"
+        )
     return round(shape[0] * scale), round(shape[1] * scale)
 
 

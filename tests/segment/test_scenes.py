@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyproj
@@ -142,6 +143,10 @@ def test_what_is_not_8_bit_rgb_needs_an_option(tmp_path):
     path = write_picture(tmp_path / "wide.tif", wide)
     with pytest.raises(InputError, match=r"wide\.tif.*uint16.*--value-range"):
         read(path)
+    assert str(Reading((4, 3, 2), (100, 1500))) == "--bands 4 3 2 --value-range 100 1500"
+    narrow = write_picture(tmp_path / "narrow.tif", photograph(20, 30))
+    with pytest.raises(InputError, match=r"narrow\.tif holds 8-bit pixels.*up to 1500"):
+        read(narrow, Reading(value_range=(100, 1500)))  # would come out nearly black
     got, _ = read(path, Reading(value_range=(100, 1500)))
     expected = np.clip((wide.astype(float) - 100) / 1400 * 255, 0, 255)
     assert abs(got - expected).max() <= 0.501
@@ -372,9 +377,12 @@ def test_pictures_without_a_place_have_no_ground_pixel_size(tmp_path):
 
 
 def test_working_shape():
-    assert working_shape((5000, 4000), 0.3, 0.6) == (2500, 2000)
-    assert working_shape((5000, 4000), 0.30012, 0.3) == (5000, 4000)
-    assert working_shape((5000, 4000), None, 0.6) == working_shape((5000, 4000), 0.3, None)
+    scene = SimpleNamespace(name="a.tif", shape=(5000, 4000))
+    assert working_shape(scene, 0.3, 0.6) == (2500, 2000)
+    assert working_shape(scene, 0.30012, 0.3) == (5000, 4000)
+    assert working_shape(scene, None, 0.6) == working_shape(scene, 0.3, None) == scene.shape
+    with pytest.raises(InputError, match=r"a\.tif has pixels of 0\.3 m: at most 8 times"):
+        working_shape(scene, 0.3, 0.0001)  # would be 15 million pixels wide
 
 
 # ---------------------------------------------------------------- writing
