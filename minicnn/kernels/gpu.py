@@ -14,6 +14,21 @@ from minicnn import ops
 from minicnn.backend import Array, check_float
 from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size
 
+__all__ = [
+    "batch_norm",
+    "batch_norm_backward",
+    "conv2d",
+    "conv2d_backward",
+    "conv_bn_relu",
+    "conv_bn_relu_backward",
+    "conv_transpose2d",
+    "conv_transpose2d_backward",
+    "max_pool2d",
+    "max_pool2d_backward",
+    "relu",
+    "relu_backward",
+]
+
 CUDA = Path(__file__).with_name("cuda")
 FILES = {  # what each module of kernels is made of
     "conv": ("tile", "windows", "conv"),
@@ -333,17 +348,17 @@ def relu(x: Array) -> tuple[Array, Any]:
     if _plain(x):
         return ops.relu(x)
     x = _dense(x)
-    y = cupy.empty(x.shape, np.float32)
-    _each("pointwise", "relu", x.size, x, y, np.int64(x.size))
-    return y, x
+    y, positive = cupy.empty(x.shape, np.float32), cupy.empty(x.shape, np.uint8)
+    _each("pointwise", "relu", x.size, x, y, positive, np.int64(x.size))
+    return y, positive
 
 
-def relu_backward(dy: Array, cache: Any) -> Array:
+def relu_backward(dy: Array, positive: Any) -> Array:
     """See `minicnn.ops.relu_backward`."""
     if _plain(dy):
-        return ops.relu_backward(dy, cache)
+        return ops.relu_backward(dy, positive)
     dx = cupy.empty(dy.shape, np.float32)
-    _each("pointwise", "relu_backward", dy.size, _dense(dy), cache, dx, np.int64(dy.size))
+    _each("pointwise", "relu_backward", dy.size, _dense(dy), positive, dx, np.int64(dy.size))
     return dx
 
 

@@ -65,45 +65,47 @@ def signatures(text: str) -> dict[str, tuple[Parameter, ...]]:
     return found
 
 
-class Module:
-    """The kernels of a .cu text, ready to run. `order` is that of the threads between barriers."""
+@cache
+def _library(text: str, sanitize: bool) -> ctypes.CDLL:
+    body = SHARED.sub(r"static \1 \2\3; cpu::clear_shared(&\2, sizeof \2);", text)
+    body = body.replace('extern "C" __global__', "__global__")
+    tail = "\n".join(
+        f'extern "C" bool launch_{name}(const unsigned* g, const unsigned* b, void** a, int o)'
+        f" {{ return cpu::launch([](void** p) {{ cpu::call({name}, p); }}, g, b, a, o); }}"
+        for name in signatures(text)
+    )
+    full = f'#include "{HEADER}"\n#line 1 "kernel.cu"\n{body}\n{tail}\n'
+    command = ["g++", *FLAGS, *WARNINGS, *(SANITIZERS if sanitize else ())]
+    library = ctypes.CDLL(str(compile_cached(command, full)))
+    library.last_error.restype = ctypes.c_char_p
+    return library
 
-    def __init__(self, text: str, sanitize: bool = False) -> None:
-        self.signatures = signatures(text)
-        body = SHARED.sub(r"static \1 \2\3; cpu::clear_shared(&\2, sizeof \2);", text)
-        body = body.replace('extern "C" __global__', "__global__")
-        tail = "\n".join(
-            f'extern "C" bool launch_{name}(const unsigned* g, const unsigned* b, void** a, int o)'
-            f" {{ return cpu::launch([](void** p) {{ cpu::call({name}, p); }}, g, b, a, o); }}"
-            for name in self.signatures
-        )
-        full = f'#include "{HEADER}"\n#line 1 "kernel.cu"\n{body}\n{tail}\n'
-        command = ["g++", *FLAGS, *WARNINGS, *(SANITIZERS if sanitize else ())]
-        self.library = ctypes.CDLL(str(compile_cached(command, full)))
-        self.library.last_error.restype = ctypes.c_char_p
+
+class Machine:
+    """Runs kernels on the CPU. `order` is that of the threads between two barriers: 0 forward,
+    1 backward, from 2 on shuffled; with `sanitize` in a process that has AddressSanitizer loaded.
+    """
+
+    def __init__(self, order: int = 0, sanitize: bool = False) -> None:
+        self.order, self.sanitize = order, sanitize
 
     def launch(
         self,
+        text: str,
         name: str,
         grid: tuple[int, ...],
         block: tuple[int, ...],
         arguments: list[bytes],
-        order: int = 0,
+        arrays: list[np.ndarray],
     ) -> None:
-        """Run a kernel with its arguments as the bytes that the driver would be given."""
-        function = getattr(self.library, f"launch_{name}")
+        """Run kernel `name` of a .cu text with its arguments as the bytes the driver would get."""
+        library = _library(text, self.sanitize)
+        function = getattr(library, f"launch_{name}")
         function.restype = ctypes.c_bool
         buffers = [ctypes.create_string_buffer(a, len(a)) for a in arguments]
         addresses = (ctypes.c_void_p * len(buffers))(*map(ctypes.addressof, buffers))
-        if not function(_triple(grid), _triple(block), addresses, ctypes.c_int(order)):
-            raise LaunchError(f"{name}: {self.library.last_error().decode()}")
-
-
-def pack(argument: np.ndarray | np.generic) -> bytes:
-    """A kernel argument's bytes: an array's address; a number or a 0-d structure itself."""
-    if isinstance(argument, np.ndarray) and argument.dtype.names is None:
-        return np.uint64(argument.ctypes.data).tobytes()
-    return argument.tobytes()
+        if not function(_triple(grid), _triple(block), addresses, ctypes.c_int(self.order)):
+            raise LaunchError(f"{name}: {library.last_error().decode()}")
 
 
 def _triple(sizes: tuple[int, ...]) -> ctypes.Array:

@@ -19,14 +19,16 @@ from contextlib import contextmanager
 from functools import cache
 from typing import Any
 
+import cuda_on_cpu
 import cupy as real
+import cupyx.linalg  # CuPy would load it later, when the stand-in is in its place
 import numpy as np
-from cuda_on_cpu import LaunchError, Module, Parameter
+from cuda_on_cpu import LaunchError, Parameter
 
 GRANULE = 512  # CuPy's memory pool rounds every allocation up to this
 
 counts: Counter[str] = Counter()
-order = 1  # of the threads of a kernel between barriers, see cuda_on_cpu.Module
+machine: Any = cuda_on_cpu.Machine(order=1)  # what runs the kernels
 capacity = 1 << 34  # bytes of device memory
 _forbidden = 0
 
@@ -424,15 +426,11 @@ def _structs(text: str) -> dict[str, list[str]]:
     return {name: re.findall(r"(?!int\b)\b\w+", members) for name, members in found}
 
 
-@cache
-def _compiled(text: str) -> Module:
-    return Module(text)
-
-
 class RawKernel:
     def __init__(self, code: str, name: str) -> None:
-        self.module, self.name = _compiled(code), name
-        self.parameters, self.structs = self.module.signatures[name], _structs(code)
+        self.code, self.name = code, name
+        self.parameters = cuda_on_cpu.signatures(code)[name]
+        self.structs = _structs(code)
 
     def __call__(
         self, grid: tuple[int, ...], block: tuple[int, ...], args: tuple[Any, ...]
@@ -443,10 +441,11 @@ class RawKernel:
             raise LaunchError(f"{self.name} takes {len(self.parameters)} arguments")
         pairs = zip(self.parameters, args, strict=True)
         data = [_argument(self.name, p, a, self.structs) for p, a in pairs]
+        arrays = [a._array for a in args if isinstance(a, ndarray)]
         counts["launches"] += 1
         counts[f"launch {self.name}"] += 1
         sizes = tuple(max(1, operator.index(size)) for size in grid)  # as CuPy does
-        self.module.launch(self.name, sizes, block, data, order)
+        machine.launch(self.code, self.name, sizes, block, data, arrays)
 
 
 class RawModule:
@@ -466,10 +465,19 @@ _OWN = {
 }
 
 
-def module() -> types.ModuleType:
-    """What goes to sys.modules["cupy"]."""
+def _module() -> types.ModuleType:
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = _lookup  # type: ignore[method-assign]
     stand_in.__version__ = real.__version__  # type: ignore[attr-defined]
     vars(stand_in).update(_OWN)
     return stand_in
+
+
+module = _module()  # what goes to sys.modules["cupy"]
+
+
+def reset() -> None:
+    """Forget what was counted, but for the memory that is still in use."""
+    live = counts["live bytes"]
+    counts.clear()
+    counts["live bytes"] = counts["peak bytes"] = live
