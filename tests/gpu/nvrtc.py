@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import NamedTuple
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # V100, T4, A100, A10G, L4, H100
-OPTIONS = (b"--std=c++17",)  # as CuPy does
+OPTIONS = (b"--std=c++17", b"--diag-suppress=177")  # as CuPy does; unused names are no fault
 OLD = "Architectures prior to '<compute/sm>_75' are deprecated"
 
 

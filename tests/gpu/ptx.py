@@ -12,6 +12,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 import nvrtc
+from cuda_on_cpu import only
 
 TYPES = {
     **{f"{kind}{bits}": f"{code}{bits // 8}" for bits in (8, 16, 32, 64)
@@ -192,7 +193,7 @@ class Machine:
         arrays: list[np.ndarray],
     ) -> None:
         """Run kernel `name` of a .cu text; `arrays` are all the memory it may touch."""
-        kernel = _kernels(text, self.architecture)[name]
+        kernel = _kernels(only(text, name), self.architecture)[name]
         grid, block = (*grid, 1, 1)[:3], (*block, 1, 1)[:3]
         buffers, blocks = Buffers(arrays), int(np.prod(grid))
         parameters = dict(zip(kernel.parameters, arguments, strict=True))

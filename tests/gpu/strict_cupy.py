@@ -26,6 +26,8 @@ import numpy as np
 from cuda_on_cpu import LaunchError, Parameter
 
 GRANULE = 512  # CuPy's memory pool rounds every allocation up to this
+ALIGNMENT = 256
+GUARD = 4096  # bytes on either side of an array that nobody may write to
 
 counts: Counter[str] = Counter()
 machine: Any = cuda_on_cpu.Machine(order=1)  # what runs the kernels
@@ -58,31 +60,48 @@ def _transfer(kind: str, nbytes: int) -> None:
 # ---------------------------------------------------------------------------- memory
 
 
-def _track(array: np.ndarray) -> None:
-    """Account for the memory of `array` until it is collected."""
-    nbytes = -(-array.nbytes // GRANULE) * GRANULE
+def _track(memory: Any) -> None:
+    """Account for an allocation until it is collected."""
+    size = memory.inside.stop - memory.inside.start
+    nbytes = -(-size // GRANULE) * GRANULE
     if counts["live bytes"] + nbytes > capacity:
         raise real.cuda.memory.OutOfMemoryError(nbytes, counts["live bytes"], capacity)
     counts["allocations"] += 1
     counts["allocated bytes"] += nbytes
     counts["live bytes"] += nbytes
     counts["peak bytes"] = max(counts["peak bytes"], counts["live bytes"])
-    weakref.finalize(array, counts.subtract, {"live bytes": nbytes})
+    weakref.finalize(memory, counts.subtract, {"live bytes": nbytes})
+
+
+class _Memory(np.ndarray):
+    """The bytes of one allocation, with guards before and behind."""
+
+    inside: slice
 
 
 def _aligned(shape: Any, dtype: Any, order: str = "C") -> np.ndarray:
-    """Uninitialised memory as a GPU's: aligned, and here full of NaNs (0xFF)."""
+    """Uninitialised memory as a GPU's: aligned, and here full of NaNs (0xFF), as are its guards."""
     dtype = np.dtype(dtype)
     if dtype.kind not in "biufcV":
         raise ValueError(f"Unsupported dtype {dtype}")
     size = int(np.prod(shape, dtype=np.int64)) * dtype.itemsize
-    raw = np.empty(size + 256, np.uint8)
-    start = -raw.ctypes.data % 256
-    raw[:] = 0xFF
-    return raw[start : start + size].view(dtype).reshape(shape, order="F" if order == "F" else "C")
+    memory = _Memory(size + 2 * GUARD, np.uint8)
+    memory[:] = 0xFF
+    start = GUARD - (memory.ctypes.data + GUARD) % ALIGNMENT
+    memory.inside = slice(start, start + size)
+    flat = memory[memory.inside].view(np.ndarray).view(dtype)
+    return flat.reshape(shape, order="F" if order == "F" else "C")
 
 
-def _root(array: np.ndarray) -> np.ndarray:
+def _check_guards(kernel: str, array: np.ndarray) -> None:
+    """LaunchError where a kernel has written beside an array."""
+    memory = _root(array)
+    before, behind = memory[: memory.inside.start], memory[memory.inside.stop :]
+    if (before != 0xFF).any() or (behind != 0xFF).any():
+        raise LaunchError(f"{kernel} wrote outside of its arrays")
+
+
+def _root(array: np.ndarray) -> Any:
     while isinstance(array.base, np.ndarray):
         array = array.base
     return array
@@ -446,6 +465,8 @@ class RawKernel:
         counts[f"launch {self.name}"] += 1
         sizes = tuple(max(1, operator.index(size)) for size in grid)  # as CuPy does
         machine.launch(self.code, self.name, sizes, block, data, arrays)
+        for array in arrays:
+            _check_guards(self.name, array)
 
 
 class RawModule:
