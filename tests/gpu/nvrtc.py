@@ -97,6 +97,12 @@ def resources(text: str, architecture: int) -> dict[str, Resources]:
     return found
 
 
+def threads(text: str, architecture: int) -> dict[str, int]:
+    """The largest block that each kernel is compiled for."""
+    entry = re.compile(r"\.entry (\w+)\([^)]*\)\s*(?:\.maxntid (\d+))?")
+    return {m[1]: int(m[2] or 1024) for m in entry.finditer(ptx(text, architecture))}
+
+
 def _number(text: str, pattern: str) -> int:
     match = re.search(pattern, text)
     return int(match[1]) if match else 0

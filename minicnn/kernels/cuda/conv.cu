@@ -143,7 +143,7 @@ CONV(conv_64, 64, 8, true)
 // The small kernels of the adjoint, J = ceil(K / s) wide, for output channels c0 .. c0 + C - 1:
 //     small[p][p'][j][j'][f][c] = w[k][k'][c0 + c][f],     k = (p + top) % s + s (J - 1 - j)
 // and 0 for k >= K. w is (K, K, all, F).
-extern "C" __global__ void phase_weights(
+extern "C" __global__ void __launch_bounds__(256) phase_weights(
     const float* __restrict__ w, float* __restrict__ small,
     int K, int all, int F, int c0, int C, int stride, int top, int left)
 {
