@@ -28,8 +28,8 @@ def empty(*shape: int) -> np.ndarray:
         return np.empty(shape, np.float32)
     block = _take(size)
     # Views remember the array they were cut from, up to one whose memory is not an array's: this.
-    handle = np.frombuffer(memoryview(block), np.float32)
-    weakref.finalize(handle, _returned.append, block).atexit = False
+    handle = np.frombuffer(block.data, np.float32)
+    weakref.finalize(handle, _returned.append, block)
     return handle[:size].reshape(shape)
 
 

@@ -140,7 +140,7 @@ def set_num_threads(count: int) -> None:
 
 
 def run(count: int, job: Job) -> None:
-    """Call `job(0)` ... `job(count - 1)`, in any order, on all threads; return when all are done."""
+    """Call `job(0)` ... `job(count - 1)` on all threads, in any order; return when all are done."""
     with _single_blas:
         _team.run(count, job)
 

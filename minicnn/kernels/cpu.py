@@ -1,4 +1,4 @@
-"""The ops on NumPy arrays: each call goes to the fast kernels where these fit, else to the plain op.
+"""The ops on NumPy arrays: to the fast kernels where these fit, else to the plain op.
 
 They fit float32, stride 1 and 'same' padding, kernels of 2, 3, 4 and images divisible by 4; for
 upsampling 4x4 with stride 2; for pooling 2x2; and 1x1 convolutions. `minicnn.ops` does the rest.
@@ -6,6 +6,7 @@ upsampling 4x4 with stride 2; for pooling 2x2; and 1x1 convolutions. `minicnn.op
 Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see `cpu_maps`.
 """
 
+from collections.abc import Callable
 from typing import Any
 
 import numpy as np
@@ -22,8 +23,11 @@ from minicnn.ops import (
     relu,
     relu_backward,
 )
+from minicnn.threads import run
 
-__all__ = [
+PIECE = 1 << 16  # values
+
+__all__ = [  # the ops; `lift` and `in_pieces` are there for their users
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -32,7 +36,6 @@ __all__ = [
     "conv_bn_relu_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
-    "lift",
     "max_pool2d",
     "max_pool2d_backward",
     "relu",
@@ -41,8 +44,20 @@ __all__ = [
 
 
 def lift(x: Array) -> Any:
-    """`x` in the form that a network's blocks hand on; float64 stays an array, on the plain path."""
+    """`x` in the form that a network's blocks hand on; float64 stays an array: the plain path."""
     return Map(x) if x.dtype == np.float32 else x
+
+
+def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
+    """Call `f(*arrays)`, which works element by element and in place, on pieces of the arrays
+    that stay in cache, on all threads."""
+    flat = [a.reshape(-1) for a in arrays]
+
+    def piece(j: int) -> None:
+        part = slice(j * PIECE, (j + 1) * PIECE)
+        f(*(a[part] for a in flat))
+
+    run(-(-arrays[0].size // PIECE), piece)
 
 
 def _map(x: Any) -> Map:
@@ -74,9 +89,7 @@ def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
     return ops.conv2d_backward(dy, cache)
 
 
-def conv_transpose2d(
-    x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0
-) -> tuple[Any, Any]:
+def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
     if cpu_up.fits(_map(x), w, stride, crop):
         y, cache = cpu_up.conv_transpose2d(_map(x), w, b)
     else:
@@ -119,11 +132,11 @@ def conv_bn_relu(
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     if cpu_blocks.fits(sources, w, pad):
-        y, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
-        return (y if isinstance(x, Map) else y.value()), cache
+        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
+        return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
-    y, cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
-    return _like(x, y), cache
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
+    return _like(x, y), plain_cache
 
 
 def conv_bn_relu_backward(

@@ -1,4 +1,4 @@
-"""Convolution, batch norm and ReLU as one pass over the image, a strip that fits in cache at a time.
+"""Convolution, batch norm and ReLU in one pass over the image, strip by strip that fits in cache.
 
 Forward, a strip of rows is read, convolved and written, and its mean and variance taken, before
 it leaves the cache. Backward, one reading of a strip serves the gradients of the input and of the
@@ -43,7 +43,8 @@ def fits(sources: list[Map], w: np.ndarray, pad: Pad) -> bool:
     K, (rows, columns) = len(w), pads(pad)
     _, H, W, _ = sources[0].shape
     return (
-        all(a.dtype == np.float32 for a in (*sources, w))
+        {w.dtype, *(x.dtype for x in sources)} == {np.dtype(np.float32)}
+        and w.shape[:3] == (K, K, sum(x.shape[3] for x in sources))
         and K in (2, 3, 4)
         and sum(rows) == sum(columns) == K - 1
         and min(*rows, *columns) >= 0
@@ -66,8 +67,14 @@ class BlockCache:
 
 
 def conv_bn_relu(
-    sources: list[Map], w: np.ndarray, b: np.ndarray, gamma: np.ndarray, beta: np.ndarray,
-    statistics: Statistics | None, pad: Pad, eps: float,
+    sources: list[Map],
+    w: np.ndarray,
+    b: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    statistics: Statistics | None,
+    pad: Pad,
+    eps: float,
 ) -> tuple[Map, BlockCache]:
     """As `minicnn.ops.conv_bn_relu`; the bias is left out of z, where the mean takes it out."""
     (top, _), (left, _) = pads(pad)
@@ -85,16 +92,14 @@ def conv_bn_relu(
     inverse_std = 1 / np.sqrt(var + eps)
     scale = gamma * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
-    return y, BlockCache(
-        sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics
-    )
+    return y, BlockCache(sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics)
 
 
 def _convolve(sources: list[Map], w: np.ndarray, top: int, left: int, z: np.ndarray) -> np.ndarray:
     """z = convolution of the sources; returns sums of z and z * z by strip, (strips, 2, F)."""
     N, H, W, F = z.shape
     K = len(w)
-    how = method(K, [x.shape[3] for x in sources], F, W)
+    how: Any = method(K, [x.shape[3] for x in sources], F, W)
     U = how.weights(w)
     strips = how.strips(H)
     rows = OUTPUTS * strips
@@ -107,12 +112,12 @@ def _convolve(sources: list[Map], w: np.ndarray, top: int, left: int, z: np.ndar
 
     def finish(j: int, M: np.ndarray) -> None:
         n, first = divmod(j * rows, H)
-        out = z[n, first : first + rows].reshape(strips, OUTPUTS, W * F)
-        from_points(M, K, strips, W * F, how.out_pitch * F, out, how.sets)
-        out = out.reshape(rows, W * F)
+        out = z[n, first : first + rows].reshape(rows, W * F)
+        target = out.reshape(strips, OUTPUTS, W * F)
+        from_points(M, K, strips, W * F, how.out_pitch * F, target, how.sets)
         channel_sums(out, out, slots[j])
 
-    if isinstance(how, Tiles) and how.small:
+    if how.small:
         tiles = strips * how.row_tiles
         V = empty(how.P**2, N * count * tiles, how.C)
         M = empty(how.P**2, N * count * tiles, F)
@@ -124,8 +129,9 @@ def _convolve(sources: list[Map], w: np.ndarray, top: int, left: int, z: np.ndar
     return slots
 
 
-def _points(how: Any, sources: list[Map], n: int, first: int, strips: int, left: int
-            ) -> list[np.ndarray]:
+def _points(
+    how: Any, sources: list[Map], n: int, first: int, strips: int, left: int
+) -> list[np.ndarray]:
     """Rows of the sources from `first` on, at the points of the columns."""
     read = [_read(how, x, n, first, strips, left, f"x{i}") for i, x in enumerate(sources)]
     return [_columns(how, x, strips, f"V{i}") for i, x in enumerate(read)]
@@ -204,14 +210,15 @@ def _convolve_backward(
     sources, w, top, left = cache.sources, cache.w, cache.top, cache.left
     N, H, W, F = cache.y.shape
     K, channels = len(w), [x.shape[3] for x in sources]
-    how = method(K, channels, F, W)
+    how: Any = method(K, channels, F, W)
     strips = how.strips(H)
     rows = OUTPUTS * strips
     count = N * (H // rows)
     below, right = K - 1 - top, K - 1 - left  # a kernel turned around is padded the other way
     first_lazy = sources[0].lazy and need_dx
     slots = np.zeros((count, 2, channels[0]), np.float32)
-    dx = [empty(*x.shape) for x in sources] if need_dx else []
+    dx: list[Any] = [empty(*x.shape) for x in sources] if need_dx else []
+    back: Any = None
     if need_dx:
         back, Ub = how.adjoint(w, scale)
 
@@ -241,7 +248,7 @@ def _convolve_backward(
         spread(Z, K, strips, step, step, dM, below * step + right * F)
         return dM
 
-    if isinstance(how, Tiles) and how.small:
+    if how.small:
         tiles = strips * how.row_tiles
         V, dM = (empty(how.P**2, count * tiles, c) for c in (how.C, F))
         if need_dx:

@@ -64,7 +64,13 @@ Reader = Callable[[int, int, int, np.ndarray], None]
 
 
 def padded(
-    read: Reader, shape: tuple[int, ...], n: int, first: int, count: int, left: int, pitch: int,
+    read: Reader,
+    shape: tuple[int, ...],
+    n: int,
+    first: int,
+    count: int,
+    left: int,
+    pitch: int,
     name: str,
 ) -> np.ndarray:
     """Rows first ... first + count of image n, 0 outside of it: (count + 1, pitch * C).

@@ -12,14 +12,15 @@ import numpy as np
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum
 from minicnn.kernels.cpu_windows import largest_divisor
 from minicnn.memory import empty
+from minicnn.ops import over_pixels
 from minicnn.threads import run, scratch
 
 BAND_VALUES = 1 << 17  # values worked on at a time
 
 
-def _band(H: int, row_values: int) -> int:
-    """An even number of rows that divides H, of about BAND_VALUES values."""
-    return 2 * largest_divisor(H // 2, BAND_VALUES // (2 * row_values))
+def _band(H: int, row_values: int, multiple: int = 1) -> int:
+    """A number of rows that divides H, of about BAND_VALUES values."""
+    return multiple * largest_divisor(H // multiple, BAND_VALUES // (multiple * row_values))
 
 
 def _columns(a: np.ndarray, C: int) -> np.ndarray:
@@ -37,7 +38,7 @@ def max_pool2d(x: Map) -> tuple[np.ndarray, PoolCache]:
     """(N, H, W, C) -> (N, H/2, W/2, C), H and W even."""
     N, H, W, C = x.shape
     y = empty(N, H // 2, W // 2, C)
-    rows = _band(H, W * C)
+    rows = _band(H, W * C, 2)
 
     def band(j: int) -> None:
         n, first = divmod(j * rows, H)
@@ -63,7 +64,7 @@ def max_pool2d_backward(
     x, y = cache.x, cache.y
     N, H, W, C = x.shape
     dx = empty(N, H, W, C)
-    rows = _band(H, W * C)
+    rows = _band(H, W * C, 2)
     slots = np.zeros((N * (H // rows), 2, C), np.float32)
     pixel = np.dtype((np.void, 4 * C))
 
@@ -145,4 +146,4 @@ def pointwise_backward(dy: np.ndarray, cache: PointwiseCache) -> tuple[Any, np.n
     run(count, band)
     total = dw.sum(0, dtype=float).astype(np.float32)[None, None]
     result = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
-    return result, total, dy.sum((0, 1, 2))
+    return result, total, over_pixels(dy)

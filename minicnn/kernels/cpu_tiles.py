@@ -60,8 +60,9 @@ class Tiles:
         U = _at_points(w, filters(self.K, turned=True), scale)
         return Tiles(self.K, self.outputs, self.inputs, self.W), U.transpose(0, 2, 1)
 
-    def tiled(self, points: Sequence[np.ndarray], strips: int, V: np.ndarray, first: int = 0
-              ) -> np.ndarray:
+    def tiled(
+        self, points: Sequence[np.ndarray], strips: int, V: np.ndarray, first: int = 0
+    ) -> np.ndarray:
         """Inputs at the column points (P, strips, pitch, C) to V (P * P, tiles, C) from tile
         `first` on, the inputs' channels joined."""
         P, C, plane = self.P, self.C, V.shape[1] * self.C
@@ -69,12 +70,12 @@ class Tiles:
         for x, own in zip(points, self.inputs, strict=True):
             row = self.pitch * own
             source = strided(
-                x, 0, (P, strips, self.row_tiles, P, own),
+                x,
+                0,
+                (P, strips, self.row_tiles, P, own),
                 (strips * row, row, OUTPUTS * own, own, 1),
             )
-            target = strided(
-                V, start, source.shape, (P * plane, self.row_tiles * C, C, plane, 1)
-            )
+            target = strided(V, start, source.shape, (P * plane, self.row_tiles * C, C, plane, 1))
             np.matmul(toom(self.K).inputs, source, out=target)
             start += own
         return V
@@ -86,7 +87,9 @@ class Tiles:
         for index, own in enumerate(self.outputs):
             out = scratch(f"M{index}", P, strips, self.row_tiles, OUTPUTS, own)
             source = strided(
-                M, start, (P, strips, self.row_tiles, P, own),
+                M,
+                start,
+                (P, strips, self.row_tiles, P, own),
                 (P * plane, self.row_tiles * F, F, plane, 1),
             )
             np.matmul(toom(self.K).outputs, source, out=out)
@@ -94,8 +97,9 @@ class Tiles:
             start += own
         return results
 
-    def multiply(self, points: Sequence[np.ndarray], U: np.ndarray, strips: int
-                 ) -> list[np.ndarray]:
+    def multiply(
+        self, points: Sequence[np.ndarray], U: np.ndarray, strips: int
+    ) -> list[np.ndarray]:
         """Inputs at the column points to outputs at the column points, (P, strips, W, F) each."""
         tiles = strips * self.row_tiles
         V = self.tiled(points, strips, scratch("V2", self.P**2, tiles, self.C))
@@ -114,14 +118,17 @@ class Tiles:
             dM, 0, (P, strips, self.row_tiles, OUTPUTS, F), (strips * row, row, OUTPUTS * F, F, 1)
         )
         target = strided(
-            out, first * F, (P, strips, self.row_tiles, P, F),
+            out,
+            first * F,
+            (P, strips, self.row_tiles, P, F),
             (P * plane, self.row_tiles * F, F, plane, 1),
         )
         np.matmul(toom(self.K).spread, source, out=target)
         return out
 
-    def correlate(self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int,
-                  sums: np.ndarray) -> None:
+    def correlate(
+        self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int, sums: np.ndarray
+    ) -> None:
         """Add U's gradient to `sums`: every tile times the gradient of what it made."""
         tiles = strips * self.row_tiles
         V = self.tiled(points, strips, scratch("V2", self.P**2, tiles, self.C))
@@ -152,7 +159,8 @@ def _at_points(w: np.ndarray, G: np.ndarray, scale: np.ndarray | None = None) ->
     def chunk(j: int) -> None:
         part = w[:, :, j * rows : (j + 1) * rows]
         part = part if scale is None else part * scale
-        np.matmul(G, part.reshape(K * K, -1), out=U[:, j * rows : (j + 1) * rows].reshape(len(G), -1))
+        out = U[:, j * rows : (j + 1) * rows]
+        np.matmul(G, part.reshape(K * K, -1), out=out.reshape(len(G), -1))
 
     run(-(-C // rows), chunk)
     return U

@@ -50,20 +50,26 @@ def toom(taps: int) -> Toom:
         inputs[i, : P - 1] = np.poly(others)[::-1]
     outputs[-1, -1] = filters[-1, -1] = 1
     inputs[-1] = np.poly(points)[::-1]
-    float32 = [np.ascontiguousarray(m, np.float32) for m in (outputs, filters, inputs, outputs.T)]
-    return Toom(*float32, np.hstack([float32[0]] * 2))
+    twice = np.hstack([outputs, outputs])
+    matrices = outputs, filters, inputs, outputs.T, twice
+    return Toom._make(np.ascontiguousarray(m, np.float32) for m in matrices)
 
 
-def strided(
-    a: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]
-) -> np.ndarray:
+def strided(a: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
     """A view of the flat buffer that `a` is, offset and strides in values."""
     size = a.itemsize
     return np.ndarray(shape, a.dtype, a, offset * size, [step * size for step in strides])
 
 
-def to_points(rows: np.ndarray, taps: int, strips: int, length: int, step: int, out: np.ndarray,
-              offset: int = 0) -> None:
+def to_points(
+    rows: np.ndarray,
+    taps: int,
+    strips: int,
+    length: int,
+    step: int,
+    out: np.ndarray,
+    offset: int = 0,
+) -> None:
     """B^T down the columns: `strips` groups of 4 rows, with taps - 1 more, to P rows each.
 
     rows: rows of `step` values, from `offset` on; out (P, strips, length).
@@ -74,8 +80,16 @@ def to_points(rows: np.ndarray, taps: int, strips: int, length: int, step: int, 
     np.matmul(toom(taps).inputs, source, out=target)
 
 
-def from_points(points: np.ndarray, taps: int, strips: int, length: int, step: int,
-                out: np.ndarray, sets: int = 1, offset: int = 0) -> None:
+def from_points(
+    points: np.ndarray,
+    taps: int,
+    strips: int,
+    length: int,
+    step: int,
+    out: np.ndarray,
+    sets: int = 1,
+    offset: int = 0,
+) -> None:
     """A^T down the columns: points (sets * P, strips, step), of which `length` values from
     `offset` on, to rows out (strips, 4, length) of any strides. Sets of points are added up.
     """
@@ -85,8 +99,15 @@ def from_points(points: np.ndarray, taps: int, strips: int, length: int, step: i
     np.matmul(matrix, source, out=out)
 
 
-def spread(rows: np.ndarray, taps: int, strips: int, length: int, step: int, out: np.ndarray,
-           offset: int = 0) -> None:
+def spread(
+    rows: np.ndarray,
+    taps: int,
+    strips: int,
+    length: int,
+    step: int,
+    out: np.ndarray,
+    offset: int = 0,
+) -> None:
     """A down the columns, the adjoint of `from_points`: out (P, strips, length)."""
     P = taps + OUTPUTS - 1
     source = strided(rows, offset, (strips, OUTPUTS, length), (OUTPUTS * step, step, 1))

@@ -28,7 +28,7 @@ from minicnn.memory import empty
 from minicnn.ops import Pad, pads
 from minicnn.threads import run, scratch
 
-LANES = 8
+LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
 TAPS = 2
 P = TAPS + OUTPUTS - 1
 SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees its two rows
@@ -40,6 +40,7 @@ def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
     _, H, W, _ = x.shape
     return (
         x.dtype == w.dtype == np.float32
+        and w.shape[3] == x.shape[3]
         and (len(w), stride, pads(crop)) == (4, 2, ((1, 1), (1, 1)))
         and H % OUTPUTS == W % OUTPUTS == 0
     )
@@ -98,7 +99,7 @@ def conv_transpose2d_backward(
     strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
     rows, pixels = OUTPUTS * strips, strips * pitch
     count = N * (H // rows)
-    lanes = np.array_split(np.arange(count), min(LANES, count))
+    lanes = np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // w.size)))
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
     sums = np.zeros((len(lanes), 2, P, 2, 4 * F, C), np.float32)

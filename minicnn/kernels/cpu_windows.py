@@ -18,6 +18,7 @@ from minicnn.threads import scratch
 
 Weights = list[list[np.ndarray]]
 
+
 def windows(a: np.ndarray, planes: int, pixels: int, C: int, wide: int, step: int) -> np.ndarray:
     """Windows of `wide` pixels, one every `step`, as matrices (planes, groups, count, wide * C).
 
@@ -32,9 +33,7 @@ def windows(a: np.ndarray, planes: int, pixels: int, C: int, wide: int, step: in
 
 def interleaved(a: np.ndarray, planes: int, pixels: int, F: int, groups: int) -> np.ndarray:
     """Pixels as matrices (planes, groups, count, F), group g every `groups`-th one from g on."""
-    return strided(
-        a, 0, (planes, groups, pixels // groups, F), (pixels * F, F, groups * F, 1)
-    )
+    return strided(a, 0, (planes, groups, pixels // groups, F), (pixels * F, F, groups * F, 1))
 
 
 class Windows:
@@ -64,7 +63,10 @@ class Windows:
         """w (K, K, C, F) to one (P, 1, K * C, F) for each input of each output."""
         U = np.tensordot(toom(self.K).filters, w, 1)  # (P, K, C, F)
         return [
-            [np.ascontiguousarray(part).reshape(self.P, 1, -1, F) for part in _split(u, self.inputs, 2)]
+            [
+                np.ascontiguousarray(part).reshape(self.P, 1, -1, F)
+                for part in _split(u, self.inputs, 2)
+            ]
             for u, F in zip(_split(U, self.outputs, 3), self.outputs, strict=True)
         ]
 

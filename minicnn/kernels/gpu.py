@@ -1,5 +1,7 @@
 """The ops on CuPy arrays: for now the readable reading, which is written for both."""
 
+from collections.abc import Callable
+
 from minicnn.backend import Array
 from minicnn.ops import (
     batch_norm,
@@ -16,7 +18,7 @@ from minicnn.ops import (
     relu_backward,
 )
 
-__all__ = [
+__all__ = [  # the ops; `lift` and `in_pieces` are there for their users
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -25,12 +27,16 @@ __all__ = [
     "conv_bn_relu_backward",
     "conv_transpose2d",
     "conv_transpose2d_backward",
-    "lift",
     "max_pool2d",
     "max_pool2d_backward",
     "relu",
     "relu_backward",
 ]
+
+
+def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
+    """Call `f(*arrays)`, which works element by element and in place."""
+    f(*arrays)
 
 
 def lift(x: Array) -> Array:
