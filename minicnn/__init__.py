@@ -12,6 +12,7 @@ from minicnn.layers import (
     ReLU,
     Sequential,
 )
+from minicnn.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
 
@@ -31,8 +32,10 @@ __all__ = [
     "kernels_for",
     "losses",
     "naive",
+    "num_threads",
     "ops",
     "optim",
+    "set_num_threads",
     "summary",
     "to_device",
     "to_host",

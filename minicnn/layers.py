@@ -258,8 +258,9 @@ class MaxPool2d(Layer):
         y, self.cache = kernels_for(x).max_pool2d(x, self.size)
         return y
 
-    def backward(self, dy: Array) -> Array:
-        return kernels_for(dy).max_pool2d_backward(dy, self.recall())
+    def backward(self, dy: Array, other: Array | None = None) -> Array:
+        """dx; plus `other`, the gradient that reached x by another way."""
+        return kernels_for(dy).max_pool2d_backward(dy, self.recall(), other)
 
     def predict(self, x: Array) -> Array:
         return kernels_for(x).max_pool2d(x, self.size)[0]

@@ -263,8 +263,11 @@ def max_pool2d(x: Array, size: int = 2) -> tuple[Array, Any]:
     return y, (winner, x.shape, size)
 
 
-def max_pool2d_backward(dy: Array, cache: Any) -> Array:
-    """Each dy goes to the pixel that won its area; all others get 0."""
+def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Array:
+    """Each dy goes to the pixel that won its area; all others get 0.
+
+    `other` is a second gradient of the same x, to be added: where a net branches, gradients add.
+    """
     winner, (N, H, W, C), size = cache
     xp = array_module(dy)
     _, OH, OW, _ = dy.shape
@@ -274,7 +277,7 @@ def max_pool2d_backward(dy: Array, cache: Any) -> Array:
     dx[:, : OH * size, : OW * size] = areas.transpose(0, 1, 3, 2, 4, 5).reshape(
         N, OH * size, OW * size, C
     )
-    return dx
+    return dx if other is None else dx + other
 
 
 # ---------------------------------------------------------------------------- the fused block

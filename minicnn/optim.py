@@ -2,7 +2,7 @@
 
 import math
 
-from minicnn.backend import Array, array_module
+from minicnn.backend import Array, array_module, kernels_for
 from minicnn.layers import Layer
 
 
@@ -29,7 +29,10 @@ class Optimizer:
         gradients = self.net.gradients()
         for name, p in self.net.parameters().items():
             averages = (self.averages[f"{slot}.{name}"] for slot in self.slots)
-            p -= self.update(p, gradients[name], *averages)
+            kernels_for(p).in_pieces(self._move, p, gradients[name], *averages)
+
+    def _move(self, p: Array, g: Array, *averages: Array) -> None:
+        p -= self.update(p, g, *averages)
 
     def update(self, p: Array, g: Array, *averages: Array) -> Array:
         """What to subtract from parameter `p` with gradient `g`; moves the averages in place."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator
 
 import numpy as np
 
-from minicnn.backend import Array
+from minicnn.backend import Array, kernels_for
 from minicnn.layers import Conv2d, ConvBlock, ConvTranspose2d, Layer, MaxPool2d, Shape
 
 HEAD_STD = 0.01  # nearly no opinion at first: every pixel starts at p = 1/2, the loss at log 2
@@ -59,6 +59,7 @@ class UNet(Layer):
 
     def forward(self, x: Array, training: bool = False) -> Array:
         self._check(x)
+        x = kernels_for(x).lift(x)
         skips = []
         for level, (first, second) in enumerate(self.encoder):
             if level > 0:
@@ -81,11 +82,12 @@ class UNet(Layer):
         for level, (first, second) in reversed(list(enumerate(self.encoder))):
             dx, _ = first.backward_both(second.backward(dx), need_dx=level > 0 or need_dx)
             if level > 0:
-                dx = self.pools[level - 1].backward(dx) + dskips.pop()
+                dx = self.pools[level - 1].backward(dx, dskips.pop())
         return dx
 
     def predict(self, x: Array) -> Array:
         self._check(x)
+        x = kernels_for(x).lift(x)
         skips = []
         for level, (first, second) in enumerate(self.encoder):
             if level > 0:

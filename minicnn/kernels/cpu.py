@@ -1,21 +1,33 @@
-"""The ops on NumPy arrays."""
+"""The ops on NumPy arrays: to the fast kernels where these fit, else to the plain op.
 
+They fit float32, stride 1 and 'same' padding, kernels of 2, 3, 4 and images divisible by 4; for
+upsampling 4x4 with stride 2; for pooling 2x2; and 1x1 convolutions. `minicnn.ops` does the rest.
+
+Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see `cpu_maps`.
+"""
+
+from collections.abc import Callable
+from typing import Any
+
+import numpy as np
+
+from minicnn import ops
+from minicnn.backend import Array
+from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up
+from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
+    Pad,
+    Statistics,
     batch_norm,
     batch_norm_backward,
-    conv2d,
-    conv2d_backward,
-    conv_bn_relu,
-    conv_bn_relu_backward,
-    conv_transpose2d,
-    conv_transpose2d_backward,
-    max_pool2d,
-    max_pool2d_backward,
     relu,
     relu_backward,
 )
+from minicnn.threads import run
 
-__all__ = [
+PIECE = 1 << 16  # values
+
+__all__ = [  # the ops; `lift` and `in_pieces` are there for their users
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -29,3 +41,109 @@ __all__ = [
     "relu",
     "relu_backward",
 ]
+
+
+def lift(x: Array) -> Any:
+    """`x` in the form that a network's blocks hand on; float64 stays an array: the plain path."""
+    return Map(x) if x.dtype == np.float32 else x
+
+
+def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
+    """Call `f(*arrays)`, which works element by element and in place, on pieces of the arrays
+    that stay in cache, on all threads."""
+    flat = [a.reshape(-1) for a in arrays]
+
+    def piece(j: int) -> None:
+        part = slice(j * PIECE, (j + 1) * PIECE)
+        f(*(a[part] for a in flat))
+
+    run(-(-arrays[0].size // PIECE), piece)
+
+
+def _map(x: Any) -> Map:
+    return x if isinstance(x, Map) else Map(np.ascontiguousarray(x))
+
+
+def _array(x: Any) -> Array:
+    return x.value() if isinstance(x, Map) else x
+
+
+def _like(x: Any, y: Array) -> Any:
+    """`y` as a map if the input `x` was one."""
+    return Map(y) if isinstance(x, Map) else y
+
+
+def _plain(dy: Any) -> Array:
+    return dy.dy if isinstance(dy, Gradient) else dy
+
+
+def conv2d(x: Any, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple[Array, Any]:
+    if x.dtype == w.dtype == np.float32 and len(w) == stride == 1 and pad == 0:
+        return cpu_pool.pointwise(_map(x), w, b)
+    return ops.conv2d(_array(x), w, b, stride, pad)
+
+
+def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
+    if isinstance(cache, cpu_pool.PointwiseCache):
+        return cpu_pool.pointwise_backward(dy, cache)
+    return ops.conv2d_backward(dy, cache)
+
+
+def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
+    if cpu_up.fits(_map(x), w, stride, crop):
+        y, cache = cpu_up.conv_transpose2d(_map(x), w, b)
+    else:
+        y, cache = ops.conv_transpose2d(_array(x), w, b, stride, crop)
+    return _like(x, y), cache
+
+
+def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
+    if isinstance(cache, cpu_up.UpCache):
+        return cpu_up.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
+    return ops.conv_transpose2d_backward(dy, cache)
+
+
+def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
+    _, H, W, _ = x.shape
+    if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
+        y, cache = cpu_pool.max_pool2d(_map(x))
+    else:
+        y, cache = ops.max_pool2d(_array(x), size)
+    return _like(x, y), cache
+
+
+def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Any:
+    if isinstance(cache, cpu_pool.PoolCache):
+        return cpu_pool.max_pool2d_backward(np.ascontiguousarray(dy), cache, other)
+    dx = ops.max_pool2d_backward(dy, cache)
+    return dx if other is None else dx + other
+
+
+def conv_bn_relu(
+    x: Any,
+    skip: Any,
+    w: Array,
+    b: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics | None = None,
+    pad: Pad = 0,
+    eps: float = 1e-5,
+) -> tuple[Any, Any]:
+    sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
+    if cpu_blocks.fits(sources, w, pad):
+        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
+        return (block if isinstance(x, Map) else block.value()), cache
+    plain = None if skip is None else _array(skip)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
+    return _like(x, y), plain_cache
+
+
+def conv_bn_relu_backward(
+    dy: Any, cache: Any, need_dx: bool = True
+) -> tuple[Any, Any, Array, Array, Array, Array]:
+    if isinstance(cache, cpu_blocks.BlockCache):
+        dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, need_dx)
+        dx, dskip = (*dx, None, None)[:2]
+        return dx, dskip, *grads
+    return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)

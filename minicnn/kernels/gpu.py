@@ -378,13 +378,14 @@ def max_pool2d(x: Array, size: int = 2) -> tuple[Array, Any]:
     return y, (winner, x.shape, size)
 
 
-def max_pool2d_backward(dy: Array, cache: Any) -> Array:
+def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Array:
     """See `minicnn.ops.max_pool2d_backward`."""
     winner, shape, size = cache
     if _plain(dy) or size > 16:
-        return ops.max_pool2d_backward(dy, cache)
+        return ops.max_pool2d_backward(dy, cache, other)
+    other = None if other is None else _dense(other)
     dx = cupy.empty(shape, np.float32)
-    _each("pool", "max_pool_backward", dx.size, _dense(dy), winner, dx, *shape, size)
+    _each("pool", "max_pool_backward", dx.size, _dense(dy), winner, other, dx, *shape, size)
     return dx
 
 

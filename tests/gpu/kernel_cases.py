@@ -108,8 +108,9 @@ def pool(N, H, W, C, size, ties=False):
         expected, kept = ops.max_pool2d(x, size)
         equal([y], [expected])
         (dy,) = draw(rng, expected.shape)
-        back = kernels.max_pool2d_backward(xp.asarray(dy), cache)
-        equal([back], [ops.max_pool2d_backward(dy, kept)])
+        for other in (None, x):
+            back = kernels.max_pool2d_backward(*device(xp, dy), cache, *device(xp, other))
+            equal([back], [ops.max_pool2d_backward(dy, kept, other)])
 
     return run
 

@@ -27,8 +27,10 @@ extern "C" __global__ void __launch_bounds__(256) max_pool(
     winner[at] = (unsigned char)first;
 }
 
+// other: a second gradient of the same x, to be added; or null.
 extern "C" __global__ void __launch_bounds__(256) max_pool_backward(
-    const float* __restrict__ dy, const unsigned char* __restrict__ winner, float* __restrict__ dx,
+    const float* __restrict__ dy, const unsigned char* __restrict__ winner,
+    const float* __restrict__ other, float* __restrict__ dx,
     int N, int H, int W, int C, int size)
 {
     const int OH = H / size, OW = W / size;
@@ -36,10 +38,10 @@ extern "C" __global__ void __launch_bounds__(256) max_pool_backward(
     if (at >= (long long)N * H * W * C) return;
     const int c = (int)(at % C), m = (int)(at / C), w = m % W, h = m / W % H, n = m / W / H;
     const int oh = h / size, ow = w / size;
-    float v = 0.f;
+    float v = other ? other[at] : 0.f;
     if (oh < OH && ow < OW) {
         const long long area = (((long long)n * OH + oh) * OW + ow) * C + c;
-        if (winner[area] == h % size * size + w % size) v = dy[area];
+        if (winner[area] == h % size * size + w % size) v += dy[area];
     }
     dx[at] = v;
 }

@@ -1,0 +1,147 @@
+"""A 4x4 transposed convolution of stride 2, without its zeros and without overlaps.
+
+Cropped by 1 on each side it doubles an image, and every output sees a 2x2 window of the input:
+rows 2r see rows r - 1 and r through the kernel's rows 3 and 1, rows 2r + 1 see r and r + 1
+through 2 and 0; columns alike. So the even and the odd rows are two convolutions with 2 taps
+down the columns, Toom-Cook's F(4, 2) (5 products for 8), and along the row each window of two
+pixels gives the two pixels 2q - 1 and 2q: a matrix product straight on the image's rows.
+
+Backward, dx is again two such convolutions, of the even and of the odd rows of dy, added up at
+the points; along the row, windows of four pixels, two apart.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_toom import OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_windows import (
+    LIMIT_BYTES,
+    Windows,
+    interleaved,
+    largest_divisor,
+    windows,
+)
+from minicnn.memory import empty
+from minicnn.ops import Pad, pads
+from minicnn.threads import run, scratch
+
+LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
+TAPS = 2
+P = TAPS + OUTPUTS - 1
+SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees its two rows
+ONE = 1  # the point 1, whose powers are all 1: what is added there is added to every output
+
+
+def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
+    """Whether this module has an algorithm for that transposed convolution."""
+    _, H, W, _ = x.shape
+    return (
+        x.dtype == w.dtype == np.float32
+        and w.shape[3] == x.shape[3]
+        and (len(w), stride, pads(crop)) == (4, 2, ((1, 1), (1, 1)))
+        and H % OUTPUTS == W % OUTPUTS == 0
+    )
+
+
+@dataclass(frozen=True)
+class UpCache:
+    x: Map
+    w: np.ndarray
+
+
+def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, UpCache]:
+    """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
+    N, H, W, C = x.shape
+    F = len(b)
+    y = empty(N, 2 * H, 2 * W, F)
+    how = Windows(TAPS, [C], [2 * F], W + 1)
+    # Seen by the pair of columns 2q - 1, 2q: (taps, 2 pixels, C, the pair, F).
+    pair = np.stack([w[:, list(SEES[1])], w[:, list(SEES[0])]], 2).transpose(0, 1, 4, 2, 3)
+    U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F)) for rows in SEES]
+    bias = np.tile(b, 2 * how.pitch)
+    strips = how.strips(H)
+    rows = OUTPUTS * strips
+
+    def strip(j: int) -> None:
+        n, first = divmod(j * rows, H)
+        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, how.pitch, "x0")
+        step = X.shape[1]
+        # (rows, even or odd, 2 W F)
+        out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
+        for odd in (0, 1):
+            V = scratch("V0", P * strips + 1, step)
+            V[-1] = 0
+            to_points(X, TAPS, strips, step, step, V, odd * step)
+            (M,) = how.multiply([V], U[odd], strips)
+            M.reshape(P, strips, -1)[ONE] += bias
+            target = out[:, odd].reshape(strips, OUTPUTS, 2 * W * F)
+            from_points(M, TAPS, strips, 2 * W * F, how.pitch * 2 * F, target, offset=F)
+
+    run(N * (H // rows), strip)
+    return y, UpCache(x, w)
+
+
+def conv_transpose2d_backward(
+    dy: np.ndarray, cache: UpCache
+) -> tuple[np.ndarray | Gradient, np.ndarray, np.ndarray]:
+    """dy (N, 2 H, 2 W, F) -> dx (a `Gradient` if x is lazy), dw, db."""
+    x, w = cache.x, cache.w
+    N, H, W, C = x.shape
+    F = dy.shape[3]
+    pitch = -(-(2 * W + 2) // 4) * 4  # of dy's rows
+    # dx's row i sees the odd rows i - 1, i and the even rows i, i + 1: in dy, from 2i - 1 on.
+    taps = [w[[0, 2]], w[[1, 3]]]
+    U = [np.tensordot(toom(TAPS).filters, t, 1).reshape(P, 1, 4 * F, C) for t in taps]
+    per_strip = 4 * P * (2 * pitch * F + pitch * C)
+    strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
+    rows, pixels = OUTPUTS * strips, strips * pitch
+    count = N * (H // rows)
+    lanes = np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // w.size)))
+    dx = empty(N, H, W, C)
+    slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
+    sums = np.zeros((len(lanes), 2, P, 2, 4 * F, C), np.float32)
+    incoming = Map(dy)
+
+    def strip(j: int, total: np.ndarray) -> None:
+        n, first = divmod(j * rows, H)
+        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
+        step = dY.shape[1]
+        V = scratch("V0", 2, P * strips + 1, step)
+        V[:, -1] = 0
+        for odd in (0, 1):
+            to_points(dY, TAPS, strips, step, 2 * step, V[odd], odd * step)
+        seen = [windows(v, P, pixels, F, 4, 2) for v in V]
+        M = scratch("M0", 2, P * strips, pitch // 2 * C)
+        for v, u, m in zip(seen, U, M, strict=True):
+            np.matmul(v, u, out=interleaved(m, P, pixels // 2, C, 2))
+        out = dx[n, first : first + rows].reshape(rows, W * C)
+        target = out.reshape(strips, OUTPUTS, W * C)
+        from_points(M, TAPS, strips, W * C, pitch // 2 * C, target, sets=2)
+        X = padded(x.read, x.shape, n, first, rows, 0, pitch // 2, "x0")
+        if x.lazy:
+            value = X[:rows, : W * C]
+            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
+        step = X.shape[1]
+        dM = scratch("dM", P * strips, step)
+        spread(X, TAPS, strips, step, step, dM)
+        product = scratch("dU", P, 2, 4 * F, C)
+        for v, part in zip(seen, total, strict=True):
+            np.matmul(v.transpose(0, 1, 3, 2), interleaved(dM, P, pixels // 2, C, 2), out=product)
+            part += product
+        ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
+        by_column = np.ones((1, 2 * rows), np.float32) @ ours
+        np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
+
+    def lane(i: int) -> None:
+        for j in lanes[i]:
+            strip(j, sums[i])
+
+    run(len(lanes), lane)
+    dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
+    dw = np.empty_like(w)
+    dw[[0, 2]], dw[[1, 3]] = (np.tensordot(toom(TAPS).filters.T, part, 1) for part in dU)
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
+    return result, dw, db.sum(0, dtype=float).astype(np.float32)

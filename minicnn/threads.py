@@ -1,0 +1,169 @@
+"""One team of threads for the fast kernels, each with work arrays of its own.
+
+NumPy lets go of Python's lock while it computes, so plain threads do share the work. Each is
+given whole pieces of an image that fit in its core's cache, and BLAS is told to use one thread
+while they run: two levels of threads would fight for the same cores.
+
+The pieces a task is cut into do not depend on the number of threads, and sums over pieces are
+made in the order of the pieces: the same numbers come out on one thread or on eight.
+"""
+
+import itertools
+import os
+import threading
+from collections.abc import Callable
+from queue import SimpleQueue
+from typing import Any
+
+import numpy as np
+from threadpoolctl import ThreadpoolController
+
+Job = Callable[[int], None]
+
+
+class _Task:
+    """Calls of `job(0)` ... `job(count - 1)`, taken one by one by whoever is free."""
+
+    def __init__(self, count: int, job: Job) -> None:
+        self.count, self.job = count, job
+        self.numbers = itertools.count()
+        self.error: BaseException | None = None
+        self.finished: SimpleQueue[None] = SimpleQueue()
+
+    def work(self) -> None:
+        try:
+            while (number := next(self.numbers)) < self.count:
+                self.job(number)
+        except BaseException as error:  # handed to the caller, whose task this is
+            self.error = error
+            self.numbers = itertools.count(self.count)
+
+
+class _Team:
+    """Threads that wait for tasks; the caller of `run` is one of the team."""
+
+    def __init__(self, size: int) -> None:
+        self.size = size
+        self.busy = threading.Lock()
+        self.tasks: list[SimpleQueue[_Task | None]] = []
+
+    def hire(self) -> None:
+        for _ in range(len(self.tasks), self.size - 1):
+            inbox: SimpleQueue[_Task | None] = SimpleQueue()
+            self.tasks.append(inbox)
+            threading.Thread(target=self._serve, args=(inbox,), daemon=True).start()
+
+    def dismiss(self) -> None:
+        with self.busy:
+            for inbox in self.tasks:
+                inbox.put(None)
+            self.tasks = []
+
+    @staticmethod
+    def _serve(inbox: "SimpleQueue[_Task | None]") -> None:
+        while (task := inbox.get()) is not None:
+            task.work()
+            task.finished.put(None)
+
+    def run(self, count: int, job: Job) -> None:
+        task = _Task(count, job)
+        # Whoever finds the team at work for another caller does the task alone.
+        if count > 1 and self.size > 1 and self.busy.acquire(blocking=False):
+            try:
+                self.hire()
+                helpers = self.tasks[: count - 1]
+                for inbox in helpers:
+                    inbox.put(task)
+                task.work()
+                for _ in helpers:
+                    task.finished.get()
+            finally:
+                self.busy.release()
+        else:
+            task.work()
+        if task.error is not None:
+            raise task.error
+
+
+class _SingleBlas:
+    """While anyone is inside, BLAS runs on one thread; the last to leave restores it."""
+
+    def __init__(self) -> None:
+        self.lock = threading.Lock()
+        self.inside = 0
+        self.libraries: list[Any] | None = None
+        self.before: list[int] = []
+
+    def __enter__(self) -> None:
+        with self.lock:
+            if self.inside == 0:
+                if self.libraries is None:
+                    blas = ThreadpoolController().select(user_api="blas")
+                    self.libraries = blas.lib_controllers
+                self.before = [library.num_threads for library in self.libraries]
+                for library in self.libraries:
+                    library.set_num_threads(1)
+            self.inside += 1
+
+    def __exit__(self, *_: object) -> None:
+        with self.lock:
+            self.inside -= 1
+            if self.inside == 0:
+                for library, count in zip(self.libraries or [], self.before, strict=True):
+                    library.set_num_threads(count)
+
+
+def _cores() -> int:
+    wanted = os.environ.get("MINICNN_NUM_THREADS", "")
+    if wanted.isdigit() and int(wanted) > 0:
+        return int(wanted)
+    return len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
+
+
+_team = _Team(_cores())
+_single_blas = _SingleBlas()
+_own = threading.local()
+
+
+def num_threads() -> int:
+    """How many threads the fast kernels use: MINICNN_NUM_THREADS, else one per core."""
+    return _team.size
+
+
+def set_num_threads(count: int) -> None:
+    """Use `count` threads from now on."""
+    global _team
+    if count < 1:
+        raise ValueError(f"expected at least one thread, not {count}")
+    old, _team = _team, _Team(count)
+    old.dismiss()
+
+
+def run(count: int, job: Job) -> None:
+    """Call `job(0)` ... `job(count - 1)` on all threads, in any order; return when all are done."""
+    with _single_blas:
+        _team.run(count, job)
+
+
+def _forget() -> None:
+    """A forked child has none of the threads: it starts with a team of its own."""
+    global _team, _single_blas
+    _team, _single_blas = _Team(_team.size), _SingleBlas()
+
+
+if hasattr(os, "register_at_fork"):
+    os.register_at_fork(after_in_child=_forget)
+
+
+def scratch(name: str, *shape: int) -> np.ndarray:
+    """A float32 work array of this thread, its content undefined; the next call of that name
+    gives the same memory. It grows as needed and stays: fresh pages cost more than arithmetic.
+    """
+    arrays = _own.__dict__
+    size = 1
+    for length in shape:
+        size *= length
+    memory = arrays.get(name)
+    if memory is None or memory.size < size:
+        memory = arrays[name] = np.empty(size, np.float32)
+    return memory[:size].reshape(shape)

@@ -1,0 +1,355 @@
+"""The fast CPU kernels against the readable ops, however many threads run them and call them.
+
+The bounds are relative to the largest value, against the readable op in float64; Toom-Cook along
+both axes has larger numbers in its way, and loses more digits, than along one.
+"""
+
+import subprocess
+import sys
+import threading
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+import minicnn as mc
+from minicnn import memory, ops, threads
+from minicnn.kernels import cpu, cpu_blocks, cpu_maps, cpu_tiles, cpu_toom, cpu_up, cpu_windows
+from segment.unet import UNet
+
+ONE_AXIS, BOTH_AXES = 1e-5, 5e-5
+
+seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
+fours = st.integers(1, 6).map(lambda tiles: 4 * tiles)
+
+
+def error(actual, expected):
+    expected = np.asarray(expected)
+    assert actual.shape == expected.shape
+    return np.abs(actual - expected).max() / max(1e-30, np.abs(expected).max())
+
+
+def normal(rng, *shape):
+    return rng.standard_normal(shape).astype(np.float32)
+
+
+def double(*arrays):
+    return [None if a is None else a.astype(np.float64) for a in arrays]
+
+
+@pytest.fixture
+def team():
+    """Sets the number of threads; what it was before comes back afterwards."""
+    before = threads.num_threads()
+    yield threads.set_num_threads
+    threads.set_num_threads(before)
+
+
+# ---------------------------------------------------------------------------- Toom-Cook
+
+
+@pytest.mark.parametrize("taps", [2, 3, 4])
+def test_toom_cook_is_the_sliding_sum(taps, rng):
+    m = cpu_toom.toom(taps)
+    g, d = rng.standard_normal(taps), rng.standard_normal(taps + 3)
+    y = m.outputs @ ((m.filters @ g) * (m.inputs @ d))
+    np.testing.assert_allclose(y, np.correlate(d, g), atol=1e-5)
+
+
+# ---------------------------------------------------------------------------- the fused block
+
+
+@st.composite
+def blocks(draw):
+    K, rng = draw(st.integers(2, 4)), draw(seeds)
+    N, H, W = draw(st.integers(1, 3)), draw(fours), draw(fours)
+    C, F = draw(st.integers(1, 40)), draw(st.integers(1, 40))
+    D = draw(st.just(0) | st.integers(1, 40))
+    x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
+    skip = normal(rng, N, H, W, D) if D else None
+    w = normal(rng, K, K, C + D, F)
+    b, gamma, beta = (normal(rng, F) for _ in range(3))
+    before = draw(st.integers(0, K - 1))
+    side = before, K - 1 - before
+    return x, skip, w, b, gamma, beta, (side, side), normal(rng, N, H, W, F)
+
+
+METHODS = {cpu_windows.Windows: ONE_AXIS, cpu_tiles.Tiles: BOTH_AXES}
+
+
+@pytest.mark.parametrize("how", METHODS)
+@pytest.mark.parametrize("small", [True, False])
+@given(block=blocks(), trained=st.booleans(), lanes=st.sampled_from([1, 3, 8]))
+def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lanes):
+    """Forward and backward, of a lazy first input and a plain second one, by either method."""
+    x, skip, w, b, gamma, beta, pad, dy = block
+    statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
+    sources = [x] if skip is None else [x, cpu_maps.Map(skip)]
+
+    def method(K, inputs, F, W):
+        chosen = how(K, inputs, [F], W)
+        chosen.small = small and how is cpu_tiles.Tiles
+        return chosen
+
+    exact_statistics = None if trained else ops.Statistics(*double(*statistics))
+    exact = double(x.value(), skip, w, b, gamma, beta)
+    y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
+    # A pixel within rounding of 0 may be open on one side only: no gradient comes from those.
+    normalised = cache64.norm.normalised * gamma + beta
+    dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(cpu_blocks, "LANES", lanes)
+        patch.setattr(cpu_blocks, "method", method)
+        y, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
+        dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, True)
+    dx64, dskip64, *grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
+    dx64 *= x.value() > 0
+
+    bound = METHODS[how]
+    assert error(y.value(), y64) < bound
+    assert error(dx[0].dy, dx64) < bound
+    np.testing.assert_allclose(dx[0].sums[0], dx64.sum((0, 1, 2)), atol=bound * sums(dx64))
+    np.testing.assert_allclose(
+        dx[0].sums[1], (dx64 * x.z).sum((0, 1, 2)), atol=bound * sums(dx64 * x.z)
+    )
+    if skip is not None:
+        assert error(dx[1], dskip64) < bound
+    dw, _, dgamma, dbeta = grads
+    dw64, _, dgamma64, dbeta64 = grads64
+    assert error(dw, dw64) < bound
+    assert np.abs(dgamma - dgamma64).max() < bound * sums(dy)
+    assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
+
+
+def sums(a):
+    """The largest sum of absolute values over a channel's pixels: what rounding scales with."""
+    return np.abs(a).sum((0, 1, 2)).max()
+
+
+# ---------------------------------------------------------------------------- the other kernels
+
+
+@given(rng=seeds, N=st.integers(1, 3), H=fours, W=fours, C=st.integers(1, 20), F=st.integers(1, 20))
+def test_upsampling_equals_the_readable_op(rng, N, H, W, C, F):
+    x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
+    w, b, dy = normal(rng, 4, 4, F, C), normal(rng, F), normal(rng, N, 2 * H, 2 * W, F)
+    y, cache = cpu_up.conv_transpose2d(x, w, b)
+    dx, dw, db = cpu_up.conv_transpose2d_backward(dy, cache)
+    y64, cache64 = ops.conv_transpose2d(*double(x.value(), w, b), 2, 1)
+    dx64, dw64, db64 = ops.conv_transpose2d_backward(dy.astype(float), cache64)
+    assert error(y, y64) < ONE_AXIS
+    assert error(dx.dy, dx64 * (x.value() > 0)) < ONE_AXIS
+    assert error(dw, dw64) < ONE_AXIS
+    assert np.abs(db - db64).max() < ONE_AXIS * sums(dy)
+
+
+@given(
+    rng=seeds,
+    N=st.integers(1, 3),
+    H=st.integers(1, 9),
+    W=st.integers(1, 9),
+    C=st.integers(1, 9),
+    levels=st.sampled_from([2, 5, 1000]),
+)
+def test_pooling_equals_the_readable_op(rng, N, H, W, C, levels):
+    """Ties too: few levels make many."""
+    z = rng.integers(-levels, levels, (N, 2 * H, 2 * W, C)).astype(np.float32)
+    x = cpu_maps.Map(z, np.ones(C, np.float32), np.zeros(C, np.float32))
+    dy, other = normal(rng, N, H, W, C), normal(rng, N, 2 * H, 2 * W, C)
+    y, cache = cpu.max_pool2d(x)
+    plain, plain_cache = ops.max_pool2d(x.value())
+    np.testing.assert_array_equal(y.value(), plain)
+    dx = cpu.max_pool2d_backward(dy, cache, other)
+    expected = ops.max_pool2d_backward(dy, plain_cache, other) * (x.value() > 0)
+    np.testing.assert_allclose(dx.dy, expected, atol=1e-6)
+    np.testing.assert_allclose(
+        dx.sums[1], (expected * z).sum((0, 1, 2)), atol=1e-5 * sums(dy * levels)
+    )
+
+
+# ---------------------------------------------------------------------------- which path ran
+
+
+@pytest.mark.parametrize(
+    ("dtype", "kernel", "size", "fast"),
+    [
+        (np.float32, 4, 16, True),
+        (np.float32, 3, 16, True),
+        (np.float64, 4, 16, False),
+        (np.float32, 5, 16, False),
+        (np.float32, 4, 18, False),
+    ],
+)
+def test_which_path_a_block_takes(dtype, kernel, size, fast, rng):
+    x, w = normal(rng, 1, size, size, 2).astype(dtype), normal(rng, kernel, kernel, 2, 3)
+    vectors = [normal(rng, 3).astype(dtype) for _ in range(3)]
+    _, cache = cpu.conv_bn_relu(x, None, w.astype(dtype), *vectors, None, ops.same_pad(kernel))
+    assert isinstance(cache, cpu_blocks.BlockCache if fast else ops.BlockCache)
+
+
+def test_few_channels_take_windows_and_many_take_tiles():
+    assert isinstance(cpu_blocks.method(4, [3], 16, 256), cpu_windows.Windows)
+    assert isinstance(cpu_blocks.method(4, [64], 64, 64), cpu_tiles.Tiles)
+
+
+def test_a_whole_unet_runs_on_the_fast_path(rng, monkeypatch):
+    def slow(*_, **__):
+        raise AssertionError("the readable path ran")
+
+    for name in ("conv2d", "conv2d_dx", "conv2d_dw", "conv_transpose2d", "max_pool2d", "relu"):
+        monkeypatch.setattr(ops, name, slow)
+    net = UNet()
+    logits = net.forward(normal(rng, 1, 64, 64, 3), training=True)
+    net.backward(logits)
+
+
+# ---------------------------------------------------------------------------- the whole net
+
+
+def smooth(net):
+    """A net whose ReLUs are all open: single ones that open or close by rounding do not blur."""
+    for name, p in net.parameters().items():
+        if name.endswith("beta"):
+            p[...] = 8
+    return net
+
+
+def step(net, x, labels):
+    logits = net.forward(x, training=True)
+    loss, dlogits = mc.losses.bce_with_logits(logits, labels)
+    net.backward(dlogits)
+    return logits, loss
+
+
+def batch(rng, N, size, dtype=np.float32):
+    x = rng.standard_normal((N, size, size, 3)).astype(dtype)
+    return x, (rng.random((N, size, size, 1)) > 0.8).astype(dtype)
+
+
+@pytest.mark.parametrize("size", [64, 48])  # 48: its lower levels take the readable path
+def test_the_nets_gradients(rng, size):
+    """Against float64 on the readable path; PyTorch's float32 is off by 2e-4 here."""
+    x, labels = batch(rng, 2, size)
+    fast, exact = smooth(UNet()), smooth(UNet()).astype(np.float64)
+    logits, loss = step(fast, x, labels)
+    exact_logits, exact_loss = step(exact, *double(x, labels))
+    assert error(logits, exact_logits) < 1e-5
+    assert loss == pytest.approx(exact_loss, rel=1e-6)
+    gradients = fast.gradients()
+    for name, gradient in exact.gradients().items():
+        if np.abs(gradient).max() > 0:
+            assert error(gradients[name], gradient) < 3e-4, name
+    for name, buffer in exact.buffers().items():
+        assert error(fast.buffers()[name], buffer) < 5e-5, name
+
+
+def test_the_number_of_threads_does_not_change_a_bit(rng, team):
+    x, labels = batch(rng, 3, 64)
+
+    def run(count):
+        team(count)
+        net = UNet()
+        logits, _ = step(net, x, labels)
+        return [logits, net.predict(x), *net.gradients().values(), *net.buffers().values()]
+
+    one = run(1)
+    for count in (1, 2, 3):
+        for a, b in zip(one, run(count), strict=True):
+            np.testing.assert_array_equal(a, b)
+
+
+def test_predictions_from_several_threads_at_once(rng):
+    net = UNet()
+    inputs = [normal(rng, N, size, 64, 3) for N, size in ((1, 64), (2, 32), (1, 128), (1, 16)) * 3]
+    expected = [net.predict(x) for x in inputs]
+    results = [[] for _ in inputs]
+
+    def work(i):
+        results[i] = [net.predict(inputs[i]) for _ in range(3)]
+
+    workers = [threading.Thread(target=work, args=(i,)) for i in range(len(inputs))]
+    for worker in workers:
+        worker.start()
+    for worker in workers:
+        worker.join()
+    for right, given_ in zip(expected, results, strict=True):
+        for y in given_:
+            np.testing.assert_array_equal(y, right)
+
+
+@pytest.mark.slow
+def test_training_follows_the_readable_path(rng):
+    """The same loss curve for 12 steps, within what a change of rounding does."""
+    x, labels = batch(rng, 2, 32)
+    labels[...] = np.abs(x.sum(3, keepdims=True)) > 1.5
+    fast, plain = UNet(), UNet().astype(np.float64)
+    nets = [(fast, x, labels), (plain, *double(x, labels))]
+    optimizers = [mc.optim.Adam(net) for net, *_ in nets]
+    for _ in range(12):
+        losses = [step(*net)[1] for net in nets]
+        for optimizer in optimizers:
+            optimizer.step()
+        assert losses[0] == pytest.approx(losses[1], rel=0.02)
+    assert losses[1] < 0.68  # from log 2
+
+
+# ---------------------------------------------------------------------------- threads and memory
+
+
+def test_an_error_in_a_job_reaches_the_caller(team):
+    team(2)
+
+    def job(number):
+        if number == 5:
+            raise KeyError(number)
+
+    with pytest.raises(KeyError):
+        threads.run(50, job)
+    done = []
+    threads.run(50, done.append)
+    assert sorted(done) == list(range(50))
+
+
+def test_jobs_may_call_for_threads_themselves(team):
+    team(2)
+    done = []
+    threads.run(4, lambda _: threads.run(3, done.append))
+    assert sorted(done) == sorted([0, 1, 2] * 4)
+
+
+def test_blas_is_on_one_thread_inside_and_as_before_outside(team):
+    from threadpoolctl import threadpool_info
+
+    def counts():
+        libraries = threadpool_info()
+        return [lib["num_threads"] for lib in libraries if lib["user_api"] == "blas"]
+
+    before, inside = counts(), []
+    team(2)
+    threads.run(2, lambda _: inside.append(counts()))
+    assert all(count == 1 for numbers in inside for count in numbers)
+    assert counts() == before
+
+
+def test_the_environment_sets_the_number_of_threads():
+    code = "import minicnn; print(minicnn.num_threads())"
+    found = subprocess.run(
+        [sys.executable, "-c", code], env={"MINICNN_NUM_THREADS": "3"}, capture_output=True
+    )
+    assert int(found.stdout) == 3
+
+
+def test_memory_is_used_again_only_once_nobody_holds_it():
+    memory.clear()
+    a = memory.empty(100, 1000)
+    address = a.ctypes.data
+    view = a[50:]
+    view[...] = 7
+    del a
+    b = memory.empty(100, 1000)
+    b[...] = 0
+    assert (view == 7).all()
+    del view
+    c = memory.empty(100, 1000)
+    assert c.ctypes.data == address
