@@ -3,6 +3,7 @@
 Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
 """
 
+from collections.abc import Callable
 from functools import cache
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,7 +15,7 @@ from minicnn import ops
 from minicnn.backend import Array, check_float
 from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size
 
-__all__ = [
+__all__ = [  # the ops; what follows them is there for layers, losses and optimisers
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -49,6 +50,17 @@ CONV = np.dtype(  # struct Conv of windows.cu
         )
     ]
 )
+MOST = 96  # rows of the table of adam.cu
+TABLE = np.dtype(  # struct Table of adam.cu
+    [
+        *((name, np.uint64, MOST) for name in "pgmv"),
+        ("size", np.int32, MOST),
+        ("first", np.int32, MOST),
+        ("count", np.int32),
+    ],
+    align=True,
+)
+LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
 ROWS = 128  # pixels (in conv_dw: rows of dw) per block, as in tile.cu
 THREADS = 256
 PIXELS_PER_THREAD = 64  # in sums over the pixels
@@ -458,3 +470,73 @@ def conv_bn_relu_backward(
         if skip is not None:
             dskip = _adjoint(dz, w, None, 1, pad, skip.shape, first=x.shape[3])
     return dx, dskip, dw, db, dgamma, dbeta
+
+
+# ---------------------------------------------------------------------------- beside the ops
+
+
+def lift(x: Array) -> Array:
+    """`x` in the form that a network's blocks hand on: here an array."""
+    return x
+
+
+def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
+    """Call `f(*arrays)`, which works element by element and in place."""
+    f(*arrays)
+
+
+def normalise(pixels: Array, mean: float, scale: float) -> Array:
+    """Bytes to float32: (pixels - mean) / scale."""
+    pixels = _dense(pixels)
+    y = cupy.empty(pixels.shape, np.float32)
+    _each("pointwise", "normalise", y.size, pixels, y, np.int64(y.size), mean, scale)
+    return y
+
+
+def update_running(
+    mean: Array, var: Array, batch: Statistics, momentum: float, unbias: float
+) -> None:
+    """See `minicnn.layers.update_running`; in place."""
+    C = len(mean)
+    _each("norm", "bn_running", C, mean, var, *batch, C, momentum, unbias)
+
+
+def loss(
+    kind: str, logits: Array, labels: Array, valid: Array | None, weight: float
+) -> tuple[Array, Array]:
+    """One of LOSSES with its gradient; `weight` is BCE's `pos_weight`, the others' `smooth`."""
+    logits, labels = _dense(logits), _dense(labels)
+    valid = None if valid is None else _dense(valid)
+    per_block = PIXELS_PER_THREAD * THREADS
+    parts = cupy.empty((_blocks(logits.size, per_block), 5), np.float32)
+    size, pos_weight = np.int64(logits.size), weight if kind == "bce" else 1.0
+    arguments = (logits, labels, valid, parts, size, per_block, pos_weight)
+    _launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
+    value, dlogits = cupy.empty((), np.float32), cupy.empty(logits.shape, np.float32)
+    arrays = (logits, labels, valid, _sum_parts(parts), value, dlogits)
+    _each("loss", "loss_gradient", logits.size, *arrays, size, LOSSES[kind], weight)
+    return value, dlogits
+
+
+def adam(
+    rows: list[tuple[Array, Array, Array, Array]],
+    betas: tuple[float, float],
+    step: float,
+    root: float,
+    eps: float,
+    decay: float,
+    shrink: float,
+) -> None:
+    """Adam's step for all (p, g, m, v) in `rows`, as adam.cu has it: a launch for every MOST."""
+    for start in range(0, len(rows), MOST):
+        part = rows[start : start + MOST]
+        if not all(array.flags.c_contiguous for row in part for array in row):
+            raise ValueError("Adam moves arrays without gaps only")
+        table = np.zeros((), TABLE)
+        for column, name in enumerate("pgmv"):
+            table[name][: len(part)] = [row[column].data.ptr for row in part]
+        table["count"], table["size"][: len(part)] = len(part), [row[0].size for row in part]
+        blocks = -(-table["size"] // THREADS)
+        table["first"] = np.cumsum(blocks) - blocks
+        numbers = map(float, (*betas, step, root, eps, decay, shrink))
+        _launch("adam", "adam", (int(blocks.sum()),), (THREADS,), table, *numbers)

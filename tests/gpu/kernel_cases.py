@@ -7,9 +7,12 @@ others.
 """
 
 import numpy as np
+import pytest
 
-from minicnn import ops
+from minicnn import losses, ops
+from minicnn.layers import Layer
 from minicnn.ops import Statistics
+from minicnn.optim import Adam, AdamW
 
 TOLERANCE = 2e-5  # of the largest value
 
@@ -128,6 +131,69 @@ def relu(shape):
     return run
 
 
+def loss(f, masked, extreme=False, **options):
+    """A loss and its gradient."""
+
+    def run(kernels, xp, rng):
+        (logits,) = draw(rng, (3, 40, 50, 1))
+        logits *= np.float32(60 if extreme else 1)
+        labels = (rng.random(logits.shape) < 0.4).astype(np.float32)
+        valid = (rng.random(logits.shape) < 0.9).astype(np.float32) if masked else None
+        (on_device,), (exact,) = device(xp, valid), double(valid)
+        value, slope = f(*device(xp, logits, labels), **options, valid=on_device)
+        expected, gradient = f(*double(logits, labels), **options, valid=exact)
+        assert float(value) == pytest.approx(float(expected), rel=1e-5)
+        equal([slope * np.float32(1000)], [gradient * 1000])
+
+    return run
+
+
+class Parameters(Layer):
+    """Parameters of many sizes, more than a table of adam.cu holds."""
+
+    def __init__(self, rng, to):
+        super().__init__()
+        shapes = [(1 + 7 * i % 300,) for i in range(100)] + [(4, 4, 3, 16)]
+        self.params = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+        self.grads = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+
+
+def optimiser(kind, **options):
+    """Three steps, against the same in float64."""
+
+    def run(kernels, xp, rng):
+        state = rng.bit_generator.state
+        mine = Parameters(rng, xp.asarray)
+        rng.bit_generator.state = state
+        theirs = Parameters(rng, lambda a: a.astype(float))
+        optimisers = kind(mine, 0.01, **options), kind(theirs, 0.01, **options)
+        for optimizer in optimisers * 3:
+            optimizer.step()
+        equal(mine.params.values(), theirs.params.values())
+        equal(optimisers[0].averages.values(), optimisers[1].averages.values())
+
+    return run
+
+
+def running(C):
+    def run(kernels, xp, rng):
+        arrays = draw(rng, C, C, C, C)
+        mean, var, *batch = device(xp, *arrays)
+        kernels.update_running(mean, var, Statistics(*batch), 0.1, 1.25)
+        old_mean, old_var, new_mean, new_var = double(*arrays)
+        equal([mean, var], [0.9 * old_mean + 0.1 * new_mean, 0.9 * old_var + 0.125 * new_var])
+
+    return run
+
+
+def bytes_to_floats(shape):
+    def run(kernels, xp, rng):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        equal([kernels.normalise(xp.asarray(pixels), 127.5, 64.0)], [(pixels - 127.5) / 64])
+
+    return run
+
+
 CASES = {
     "first layer": convolution(2, 9, 7, 3, 5, 4, 1, ((1, 2), (1, 2))),
     "head": convolution(2, 6, 5, 16, 1, 1, 1, 0),
@@ -147,4 +213,12 @@ CASES = {
     "pool": pool(2, 7, 9, 5, 2),
     "pool, ties": pool(1, 6, 6, 3, 3, ties=True),
     "relu": relu((2, 5, 6, 7)),
+    "cross-entropy": loss(losses.bce_with_logits, masked=True, pos_weight=3.0),
+    "cross-entropy, extreme": loss(losses.bce_with_logits, masked=False, extreme=True),
+    "Dice": loss(losses.soft_dice, masked=True),
+    "Jaccard": loss(losses.soft_jaccard, masked=False, smooth=2.0),
+    "Adam": optimiser(Adam, weight_decay=0.1),
+    "AdamW": optimiser(AdamW, weight_decay=0.1),
+    "running averages": running(300),
+    "bytes": bytes_to_floats((2, 9, 7, 3)),
 }

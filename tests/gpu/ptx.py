@@ -24,6 +24,7 @@ TYPES = {
 REGISTERS = {"p": "?", "f": "f4", "fd": "f8", "r": "u4", "rd": "u8", "rs": "u2"}
 UNDEFINED = 0xFF
 BLOCKS_AT_ONCE = 64
+PARAMETER = 1 << 16  # parameters lie this far apart
 COMPARE: dict[str, Any] = {
     "eq": np.equal,
     "ne": np.not_equal,
@@ -108,7 +109,7 @@ class Buffers:
     """Global memory: the arrays a kernel may touch, and which thread wrote what."""
 
     def __init__(self, arrays: list[np.ndarray]) -> None:
-        arrays = sorted(arrays, key=lambda a: a.ctypes.data)
+        arrays = sorted({a.ctypes.data: a for a in arrays}.values(), key=lambda a: a.ctypes.data)
         self.bytes = [a.reshape(-1).view(np.uint8) for a in arrays]
         self.start = np.array([a.ctypes.data for a in arrays], np.int64)
         self.size = np.array([a.nbytes for a in arrays], np.int64)
@@ -237,6 +238,8 @@ class _Run:
             return np.full(len(ix), np.frombuffer(bits, f"f{size}")[0], dtype)
         if operand in self.kernel.shared:
             return np.full(len(ix), self.kernel.shared[operand], dtype)
+        if operand in self.parameters:  # its address, for a look-up in a table
+            return np.full(len(ix), self.kernel.parameters.index(operand) * PARAMETER, dtype)
         if dtype == "?":
             return np.full(len(ix), operand != "0")
         bits = 8 * np.dtype(dtype).itemsize
@@ -251,7 +254,7 @@ class _Run:
     def address(self, operand: str, ix: np.ndarray) -> np.ndarray:
         m = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
         assert m, operand
-        wide = "i8" if m[1].startswith("%rd") or m[1] in self.kernel.shared else "u4"
+        wide = "u4" if m[1].startswith("%r") and not m[1].startswith("%rd") else "i8"
         return self.read(m[1], wide, ix).astype(np.int64) + int(m[2] or 0)
 
     # ------------------------------------------------------------------ control
@@ -299,11 +302,7 @@ class _Run:
         registers = [r.strip() for r in names.strip("{}").split(",")]
         width = np.dtype(dtype).itemsize
         if op[1] == "param":
-            name, _, offset = place.strip("[]").partition("+")
-            for i, register in enumerate(registers):
-                start = int(offset or 0) + i * width
-                value = np.frombuffer(self.parameters[name][start : start + width], dtype)
-                self.write(register, np.full(len(ix), value), ix)
+            self.parameter(self.address(place, ix), registers, dtype, ix)
             return
         address = self.address(place, ix)
         if op[1] == "shared":
@@ -317,6 +316,17 @@ class _Run:
             lanes, at = ix[which == buffer], offset[which == buffer]
             self.buffers.check_race(buffer, at, width * len(registers), self.thread[lanes], store)
             self.move(self.buffers.bytes[buffer], at, registers, dtype, store, lanes)
+
+    def parameter(self, address: np.ndarray, registers: list[str], dtype: str, ix: np.ndarray) -> None:
+        width = np.dtype(dtype).itemsize
+        for which in np.unique(address // PARAMETER):
+            bytes_ = np.frombuffer(self.parameters[self.kernel.parameters[which]], np.uint8)
+            chosen = address // PARAMETER == which
+            for i, register in enumerate(registers):
+                at = (address[chosen] % PARAMETER + i * width)[:, None] + np.arange(width)
+                if at.max() >= len(bytes_):
+                    raise Fault("read behind a parameter")
+                self.write(register, bytes_[at].view(dtype)[:, 0], ix[chosen])
 
     def move(self, memory: np.ndarray, offset: np.ndarray, registers: list[str], dtype: str, store: bool, ix: np.ndarray) -> None:
         width = np.dtype(dtype).itemsize

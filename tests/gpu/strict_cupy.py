@@ -439,10 +439,27 @@ def _argument(kernel: str, parameter: Parameter, value: Any, structs: dict[str, 
 
 
 def _structs(text: str) -> dict[str, list[str]]:
-    """The structures of ints declared in a CUDA text, each with its members."""
-    plain = re.sub(r"//.*", "", text)
-    found = re.findall(r"struct (\w+) \{((?:\s*int [\w, ]+;)+)\s*\};", plain)
-    return {name: re.findall(r"(?!int\b)\b\w+", members) for name, members in found}
+    """The plain structures declared in a CUDA text, each with its members."""
+    found = re.findall(r"struct (\w+) \{([^{}()]*)\};", re.sub(r"//.*", "", text))
+    return {name: re.findall(r"(\w+)(?:\[\w+\])?\s*[,;]", members) for name, members in found}
+
+
+def _pointed_at(value: Any) -> list[np.ndarray]:
+    """The allocations that an argument of a kernel leads to: its own, or those in its table."""
+    if isinstance(value, ndarray):
+        return [value._array]
+    if not isinstance(value, np.ndarray):
+        return []
+    tables = [value[n] for n in value.dtype.names or () if value[n].dtype == np.uint64]
+    return [_allocation(int(a)) for table in tables for a in table.flat if a]
+
+
+def _allocation(address: int) -> np.ndarray:
+    for memory in list(_known.values()):
+        inside = memory[memory.inside].view(np.ndarray)
+        if inside.ctypes.data <= address < inside.ctypes.data + inside.nbytes:
+            return inside
+    raise LaunchError(f"{address:#x} is no address in device memory")
 
 
 class RawKernel:
@@ -460,7 +477,7 @@ class RawKernel:
             raise LaunchError(f"{self.name} takes {len(self.parameters)} arguments")
         pairs = zip(self.parameters, args, strict=True)
         data = [_argument(self.name, p, a, self.structs) for p, a in pairs]
-        arrays = [a._array for a in args if isinstance(a, ndarray)]
+        arrays = [array for a in args for array in _pointed_at(a)]
         counts["launches"] += 1
         counts[f"launch {self.name}"] += 1
         sizes = tuple(max(1, operator.index(size)) for size in grid)  # as CuPy does

@@ -116,6 +116,18 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_statistics(
     norm[FOLDED * C + c] = shift + b * scale;
 }
 
+// The running averages of the mean and the variance, (C,) each, moved by `share` towards the
+// batch's; `unbias` is M / (M - 1).
+extern "C" __global__ void __launch_bounds__(THREADS) bn_running(
+    float* __restrict__ mean, float* __restrict__ var, const float* __restrict__ batch_mean,
+    const float* __restrict__ batch_var, int C, float share, float unbias)
+{
+    const int c = blockIdx.x * THREADS + threadIdx.x;
+    if (c >= C) return;
+    mean[c] += share * (batch_mean[c] - mean[c]);
+    var[c] += share * (unbias * batch_var[c] - var[c]);
+}
+
 // y = scale z + shift, and with `relu` no less than 0 (a NaN stays one).
 extern "C" __global__ void __launch_bounds__(THREADS) bn_apply(
     const float* __restrict__ z, const float* __restrict__ norm, float* __restrict__ y,

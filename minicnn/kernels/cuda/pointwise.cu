@@ -20,10 +20,11 @@ extern "C" __global__ void __launch_bounds__(256) relu_backward(
     if (i < size) dx[i] = positive[i] ? dy[i] : 0.f;
 }
 
-// y = (pixel - 127.5) / 64: a quarter of the bytes travels to the GPU, and becomes floats there.
+// y = (pixel - mean) / scale: a byte a value travels to the GPU, and becomes a float there.
 extern "C" __global__ void __launch_bounds__(256) normalise(
-    const unsigned char* __restrict__ pixels, float* __restrict__ y, long long size)
+    const unsigned char* __restrict__ pixels, float* __restrict__ y, long long size,
+    float mean, float scale)
 {
     const long long i = (long long)blockIdx.x * blockDim.x + threadIdx.x;
-    if (i < size) y[i] = ((float)pixels[i] - 127.5f) / 64.f;
+    if (i < size) y[i] = ((float)pixels[i] - mean) / scale;
 }
