@@ -13,7 +13,7 @@ import re
 import sys
 import types
 import weakref
-from collections import Counter
+from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from functools import cache
@@ -169,13 +169,21 @@ class ndarray:
     def __init__(self, shape: Any, dtype: Any = float, memptr: Any = None, order: str = "C") -> None:
         if memptr is not None:
             raise NotImplementedError("the stand-in makes no arrays around given memory")
-        self._array = _aligned(shape, dtype, order)
-        _track(_root(self._array))
+        self._held = _aligned(shape, dtype, order)
+        _track(_root(self._held))
+
+    @property
+    def _array(self) -> np.ndarray:
+        """The array, for a use on the main stream."""
+        global _clock
+        _clock += 1
+        _last_use[id(_root(self._held))] = _clock
+        return self._held
 
     @classmethod
     def _around(cls, array: np.ndarray) -> "ndarray":
         self = object.__new__(cls)
-        self._array = array
+        self._held = array
         root = _root(array)
         if id(root) not in _known:
             _known[id(root)] = root
@@ -204,10 +212,15 @@ class ndarray:
     def set(self, arr: np.ndarray, stream: Any = None) -> None:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
-        if arr.shape != self.shape or arr.dtype != self.dtype:
-            raise ValueError(f"{arr.shape} {arr.dtype} does not fit {self.shape} {self.dtype}")
-        _transfer("h2d", arr.nbytes)
-        self._array[...] = arr
+        if arr.shape != self.shape or arr.dtype != self._held.dtype:
+            raise ValueError(f"{arr.shape} {arr.dtype} does not fit {self.shape} {self._held.dtype}")
+        if stream is None:
+            _transfer("h2d", arr.nbytes)
+            self._array[...] = arr
+            return
+        counts["async h2d"] += 1
+        counts["async h2d bytes"] += arr.nbytes
+        stream.copy(arr, self)
 
     def item(self) -> Any:
         return self.get().item()
@@ -259,7 +272,7 @@ class ndarray:
 
     @property
     def shape(self) -> tuple[int, ...]:
-        return self._array.shape
+        return self._held.shape
 
     @property
     def data(self) -> _Pointer:
@@ -272,12 +285,13 @@ class ndarray:
     def __getattr__(self, name: str) -> Any:
         if name.startswith("_") or not hasattr(real.ndarray, name):
             raise AttributeError(f"'cupy.ndarray' object has no attribute {name!r}")
-        value = getattr(self._array, name)
+        value = getattr(self._held, name)
         if not callable(value):
             return _wrap(value, (self,)) if isinstance(value, np.ndarray) else value
         known = _method_keywords(name)
 
         def method(*args: Any, **kwargs: Any) -> Any:
+            value = getattr(self._array, name)
             if known and not kwargs.keys() <= known:
                 raise TypeError(f"{name}() got unexpected keywords {sorted(kwargs.keys() - known)}")
             result = value(*map(_unwrap, args), **_unwrap(kwargs))
@@ -316,6 +330,104 @@ for _name in (
 ):
     if hasattr(real.ndarray, _name):
         setattr(ndarray, _name, _operator(_name))
+
+
+# ---------------------------------------------------------------------------- streams
+
+
+class Stream:
+    """A second stream, as late as it may be: its copies happen only when somebody waits for them.
+
+    It knows how far the main stream, the one that kernels run on, has come for certain.
+    """
+
+    def __init__(self, null: bool = False, non_blocking: bool = False) -> None:
+        self.work: deque[Callable[[], None]] = deque()
+        self.done = 0
+        self.main_is_past = 0
+
+    def copy(self, source: np.ndarray, target: ndarray) -> None:
+        """Enqueue an asynchronous copy; what it must not race with is checked when it happens."""
+        memory = id(_root(source))
+        if memory not in _page_locked:
+            raise TypeError("an asynchronous copy needs page-locked memory, or it is none")
+        if memory in _in_flight:
+            raise TransferError("page-locked memory filled again before its copy was done")
+        _in_flight[memory] = self, self.done + len(self.work) + 1
+
+        def work() -> None:
+            if _last_use.get(id(_root(target._held)), 0) > self.main_is_past:
+                raise TransferError("copy to an array that a kernel may still be using")
+            target._held[...] = source
+
+        self.work.append(work)
+
+    def wait_event(self, event: "Event") -> None:
+        """Later work of this stream comes after `event`."""
+        if self is _main:
+            event.happen()
+        elif event.stream is _main:
+            self.work.append(lambda: setattr(self, "main_is_past", event.position))
+
+    def run_to(self, position: int) -> None:
+        while self.done < position:
+            self.done += 1
+            self.work.popleft()()
+
+
+class Event:
+    def __init__(self, block: bool = False, disable_timing: bool = False) -> None:
+        self.stream: Stream | None = None
+
+    def record(self, stream: Stream) -> None:
+        self.stream = stream
+        self.position = _clock if stream is _main else stream.done + len(stream.work)
+
+    def happen(self) -> None:
+        if self.stream is not None and self.stream is not _main:
+            self.stream.run_to(self.position)
+
+    def synchronize(self) -> None:
+        """The host waits, and knows from now on."""
+        self.happen()
+        for memory, (stream, position) in list(_in_flight.items()):
+            if stream is self.stream and position <= self.position:
+                del _in_flight[memory]
+
+
+_main = Stream()
+_clock = 0  # counts uses of arrays on the main stream
+_last_use: dict[int, int] = {}  # of each allocation there
+_page_locked: set[int] = set()
+_in_flight: dict[int, tuple[Stream, int]] = {}
+
+
+def alloc_pinned_memory(size: int) -> np.ndarray:
+    memory = np.empty(size, np.uint8)
+    _page_locked.add(id(memory))
+    _kept.append(memory)
+    return memory
+
+
+_kept: list[np.ndarray] = []
+
+
+def _cuda() -> types.ModuleType:
+    """cupy.cuda: what is written here, and the names of the real one's errors."""
+    module = types.ModuleType("cupy.cuda")
+    own = {
+        "Stream": Stream,
+        "Event": Event,
+        "alloc_pinned_memory": alloc_pinned_memory,
+        "get_current_stream": lambda: _main,
+        "memory": real.cuda.memory,
+        "runtime": types.SimpleNamespace(
+            memGetInfo=lambda: (capacity - counts["live bytes"], capacity)
+        ),
+    }
+    assert all(hasattr(real.cuda, name) for name in own)
+    vars(module).update(own)
+    return module
 
 
 # ---------------------------------------------------------------------------- functions
@@ -507,7 +619,7 @@ def _module() -> types.ModuleType:
     stand_in = types.ModuleType("cupy")
     stand_in.__getattr__ = _lookup  # type: ignore[method-assign]
     stand_in.__version__ = real.__version__  # type: ignore[attr-defined]
-    vars(stand_in).update(_OWN)
+    vars(stand_in).update(_OWN, cuda=_cuda())
     return stand_in
 
 
@@ -515,7 +627,9 @@ module = _module()  # what goes to sys.modules["cupy"]
 
 
 def reset() -> None:
-    """Forget what was counted, but for the memory that is still in use."""
+    """Forget what was counted and is under way, but for the memory that is still in use."""
+    for forgotten in (_in_flight, _last_use):
+        forgotten.clear()
     live = counts["live bytes"]
     counts.clear()
     counts["live bytes"] = counts["peak bytes"] = live
