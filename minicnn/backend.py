@@ -95,7 +95,7 @@ def staged(
     slots = deque([_Slot(cupy), _Slot(cupy)])
     ready: deque[_Slot] = deque()
     for batch in batches:
-        slots[0].fill(batch, copying)
+        slots[0].fill(batch, copying, computing)
         ready.append(slots[0])
         slots.rotate()
         if len(ready) == 2:
@@ -113,17 +113,18 @@ class _Slot:
         self.locked: list[np.ndarray] = []
         self.arrays: list[Array] = []
 
-    def fill(self, batch: tuple[np.ndarray, ...], stream: Any) -> None:
+    def fill(self, batch: tuple[np.ndarray, ...], copying: Any, computing: Any) -> None:
         """Start the copy. It waits on the GPU until the batch before has been used."""
+        self.copied.synchronize()  # the copy before this one has left the page-locked memory
         if [a.shape for a in self.arrays] != [a.shape for a in batch]:
             self.locked = [self._page_locked(a) for a in batch]
             self.arrays = [self.cupy.empty(a.shape, a.dtype) for a in batch]
-        self.copied.synchronize()  # the copy before this one has left the page-locked memory
-        stream.wait_event(self.used)
+            self.used.record(computing)  # their memory may come from arrays that are still in use
+        copying.wait_event(self.used)
         for source, locked, array in zip(batch, self.locked, self.arrays, strict=True):
             locked[...] = source
-            array.set(locked, stream=stream)
-        self.copied.record(stream)
+            array.set(locked, stream=copying)
+        self.copied.record(copying)
 
     def lend(self, stream: Any) -> Iterator[tuple[Array, ...]]:
         """The batch, for as long as the caller's next kernels take."""

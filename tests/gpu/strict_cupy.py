@@ -61,7 +61,11 @@ def _transfer(kind: str, nbytes: int) -> None:
 
 
 def _track(memory: Any) -> None:
-    """Account for an allocation until it is collected."""
+    """Account for an allocation, once, until it is collected."""
+    if id(memory) in _known:
+        return
+    _known[id(memory)] = memory
+    _use(memory)  # a pool gives out memory again that earlier kernels may still be using
     size = memory.inside.stop - memory.inside.start
     nbytes = -(-size // GRANULE) * GRANULE
     if counts["live bytes"] + nbytes > capacity:
@@ -71,6 +75,18 @@ def _track(memory: Any) -> None:
     counts["live bytes"] += nbytes
     counts["peak bytes"] = max(counts["peak bytes"], counts["live bytes"])
     weakref.finalize(memory, counts.subtract, {"live bytes": nbytes})
+
+
+_clock = 0  # counts uses of allocations on the main stream
+_last_use: dict[int, int] = {}
+_known: Any = weakref.WeakValueDictionary()  # the allocations in use
+
+
+def _use(memory: Any) -> None:
+    """Note that the main stream uses an allocation now."""
+    global _clock
+    _clock += 1
+    _last_use[id(memory)] = _clock
 
 
 class _Memory(np.ndarray):
@@ -175,19 +191,14 @@ class ndarray:
     @property
     def _array(self) -> np.ndarray:
         """The array, for a use on the main stream."""
-        global _clock
-        _clock += 1
-        _last_use[id(_root(self._held))] = _clock
+        _use(_root(self._held))
         return self._held
 
     @classmethod
     def _around(cls, array: np.ndarray) -> "ndarray":
         self = object.__new__(cls)
         self._held = array
-        root = _root(array)
-        if id(root) not in _known:
-            _known[id(root)] = root
-            _track(root)
+        _track(_root(array))
         return self
 
     def __array__(self, *args: Any, **kwargs: Any) -> Any:
@@ -302,9 +313,6 @@ class ndarray:
         return method
 
 
-_known: Any = weakref.WeakValueDictionary()  # owners of memory that is already accounted for
-
-
 @cache
 def _method_keywords(name: str) -> frozenset[str]:
     """The words of a method's signature, which Cython puts in the first line of the docstring."""
@@ -396,8 +404,6 @@ class Event:
 
 
 _main = Stream()
-_clock = 0  # counts uses of arrays on the main stream
-_last_use: dict[int, int] = {}  # of each allocation there
 _page_locked: set[int] = set()
 _in_flight: dict[int, tuple[Stream, int]] = {}
 

@@ -72,7 +72,9 @@ def test_on_the_cpu_nothing_is_copied():
     [
         ("stream.wait_event(self.copied)", "pass"),
         ("self.copied.synchronize()", "pass"),
-        ("stream.wait_event(self.used)", "pass"),
+        ("copying.wait_event(self.used)", "pass"),
+        ("self.used.record(computing)", "pass"),
+        ("self.used.record(stream)", "pass"),
         ("self._page_locked(a)", "np.empty_like(a)"),
         ("deque([_Slot(cupy), _Slot(cupy)])", "deque([_Slot(cupy)])"),
     ],
