@@ -93,7 +93,7 @@ def test_help_is_0_and_shows_the_command_and_defaults(capsys):
     assert caught.value.code == 0
     text = capsys.readouterr().out
     assert text.startswith("usage: python -m segment.train ")
-    assert "(default: auto)" in text
+    assert "default: auto" in text
 
 
 def test_arguments_are_read():
