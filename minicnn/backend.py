@@ -75,6 +75,19 @@ def to_host(x: Array) -> np.ndarray:
     return x if xp is np else xp.asnumpy(x)
 
 
+def free_memory() -> int:
+    """Bytes of the GPU's memory that nobody uses."""
+    import cupy
+
+    return int(cupy.cuda.runtime.memGetInfo()[0])
+
+
+def out_of_memory() -> tuple[type[BaseException], ...]:
+    """The errors that say so of a GPU, to be caught."""
+    cupy = sys.modules.get("cupy")
+    return (cupy.cuda.memory.OutOfMemoryError,) if cupy is not None else ()
+
+
 # ---------------------------------------------------------------------------- batches
 
 
