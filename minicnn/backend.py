@@ -1,5 +1,6 @@
 """Where arrays live: the array module and the kernels are read off the data, never off a global."""
 
+import platform
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
@@ -75,6 +76,23 @@ def to_host(x: Array) -> np.ndarray:
     return x if xp is np else xp.asnumpy(x)
 
 
+def describe_device(device: str) -> str:
+    """The name of the GPU, or of the processor."""
+    if device == "cpu":
+        return f"CPU ({platform.machine()})"
+    import cupy
+
+    return str(cupy.cuda.runtime.getDeviceProperties(cupy.cuda.Device().id)["name"].decode())
+
+
+def synchronize(device: str) -> None:
+    """Wait until a GPU has done all that it was told."""
+    if device == "gpu":
+        import cupy
+
+        cupy.cuda.get_current_stream().synchronize()
+
+
 def free_memory() -> int:
     """Bytes of the GPU's memory that nobody uses."""
     import cupy
@@ -91,9 +109,7 @@ def out_of_memory() -> tuple[type[BaseException], ...]:
 # ---------------------------------------------------------------------------- batches
 
 
-def staged(
-    batches: Iterable[tuple[np.ndarray, ...]], device: str
-) -> Iterator[tuple[Array, ...]]:
+def staged(batches: Iterable[tuple[np.ndarray, ...]], device: str) -> Iterator[tuple[Array, ...]]:
     """Each batch of arrays on the device, the next one on its way while this one is used.
 
     On a GPU the arrays of a batch hold good only until the next one is asked for: two sets of them

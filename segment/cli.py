@@ -100,6 +100,14 @@ def add_pixel_size(to: argparse.ArgumentParser) -> None:
     )
 
 
+def counting(text: str) -> int:
+    """An argparse type: a whole number of at least 1."""
+    value = int(text)
+    if value < 1:
+        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
+    return value
+
+
 def positive(text: str) -> float:
     """An argparse type: a number above zero."""
     value = float(text)

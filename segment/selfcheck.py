@@ -6,8 +6,10 @@ JSON it writes, in a report.
 
 import argparse
 import platform
+import re
 import time
 from collections.abc import Callable
+from importlib import import_module
 from pathlib import Path
 from typing import Any
 
@@ -28,9 +30,9 @@ from minicnn.backend import (
 from minicnn.losses import bce_with_logits
 from minicnn.ops import Statistics, same_pad
 from minicnn.optim import Adam
-from segment.cli import add_device, parser, positive_count, run
+from segment.cli import add_device, counting, parser, run
 from segment.errors import InputError
-from segment.roofline import GPUS, Gpu, count, largest_batch, seconds
+from segment.roofline import GPUS, count, seconds
 from segment.run import write_json
 from segment.unet import UNet
 
@@ -52,11 +54,11 @@ def main(arguments: list[str]) -> None:
     }
     print(f"{report['device']}, minicnn {report['minicnn']}")
     for name, check in CHECKS.items():
-        row = {"kernel": name, "error": check(device, np.random.default_rng(0))}
-        report["kernels"].append(row)
-        good = "ok" if row["error"] <= TOLERANCE else "WRONG"
-        print(f"  {name:28} error {row['error']:.1e}  {good}", flush=True)
-    report["speed"] = speed(device, options.size, options.batch)
+        error = check(device, np.random.default_rng(0))
+        report["kernels"].append({"kernel": name, "error": error})
+        good = "ok" if error <= TOLERANCE else "WRONG"
+        print(f"  {name:28} error {error:.1e}  {good}", flush=True)
+    report["speed"] = speed(device, options.size, options.batch or (16 if device == "gpu" else 1))
     for line in _lines(report["speed"]):
         print(line)
     if options.json:
@@ -69,8 +71,8 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     p = parser("selfcheck", "Check and time every kernel on this machine.")
     add_device(p)
-    p.add_argument("--size", type=positive_count, default=256, help="pixels along a tile's side")
-    p.add_argument("--batch", type=positive_count, default=16, help="tiles a step")
+    p.add_argument("--size", type=counting, default=256, help="pixels along a tile's side")
+    p.add_argument("--batch", type=counting, help="tiles a step; default: 16, on a CPU 1")
     p.add_argument("--json", metavar="FILE", help="write the report there as well")
     return p
 
@@ -79,13 +81,10 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _error(mine: tuple[Array | None, ...], exact: tuple[Array | None, ...]) -> float:
-    """The largest difference, relative to the largest value of each array."""
-    worst = 0.0
-    for a, b in zip(mine, exact, strict=True):
-        if a is not None and b is not None:
-            difference = np.abs(to_host(a).astype(float) - b).max()
-            worst = max(worst, float(difference / max(1.0, np.abs(b).max())))
-    return worst
+    """The largest difference, relative to the largest value of all the arrays."""
+    pairs = [(to_host(a), np.asarray(b)) for a, b in zip(mine, exact, strict=True) if a is not None]
+    largest = max(float(np.abs(b).max()) for _, b in pairs)
+    return max(float(np.abs(a.astype(float) - b).max()) for a, b in pairs) / largest
 
 
 def _pair(name: str, *shapes: tuple[int, ...], **options: Any) -> Callable[..., float]:
@@ -102,14 +101,9 @@ def _pair(name: str, *shapes: tuple[int, ...], **options: Any) -> Callable[..., 
         theirs = getattr(ops, f"{name}_backward")(dy.astype(float), kept)
         if not isinstance(back, tuple):
             back, theirs = (back,), (theirs,)
-        return _error((_dense(y), *map(_dense, back)), (exact, *theirs))
+        return _error((y, *back), (exact, *theirs))
 
     return check
-
-
-def _dense(x: Any) -> Array | None:
-    """An array of what kernels hand on; on the CPU that may be one that is not computed yet."""
-    return x.array() if hasattr(x, "array") else x
 
 
 def _block(C: int, D: int, F: int, training: bool = True) -> Callable[..., float]:
@@ -124,7 +118,8 @@ def _block(C: int, D: int, F: int, training: bool = True) -> Callable[..., float
         statistics = given and Statistics(*(to_device(a, device) for a in given))
         kernels = kernels_for(on_device[0])
         y, cache = kernels.conv_bn_relu(*on_device, statistics, PAD)
-        exact, kept = ops.conv_bn_relu(
+        plain: Any = ops.conv_bn_relu
+        exact, kept = plain(
             *(None if a is None else a.astype(float) for a in arrays),
             given and Statistics(*(a.astype(float) for a in given)),
             PAD,
@@ -132,7 +127,7 @@ def _block(C: int, D: int, F: int, training: bool = True) -> Callable[..., float
         dy = rng.standard_normal(exact.shape).astype(np.float32)
         back = kernels.conv_bn_relu_backward(to_device(dy, device), cache)
         theirs = ops.conv_bn_relu_backward(dy.astype(float), kept)
-        return _error((_dense(y), *map(_dense, back)), (exact, *theirs))
+        return _error((y, *back), (exact, *theirs))
 
     return check
 
@@ -150,20 +145,18 @@ def _loss(f: losses.Loss) -> Callable[..., float]:
 
 
 def _step(device: str, rng: np.random.Generator) -> float:
-    """A whole training step of a narrow net: all gradients, and the parameters after Adam."""
-    x = rng.standard_normal((2, 32, 32, 3)).astype(np.float32)
-    y = (rng.random((2, 32, 32, 1)) < 0.3).astype(np.float32)
+    """All gradients of a small net, and its parameters after a step of Adam."""
+    x = rng.standard_normal((2, 32, 32, 3))
+    y = (rng.random((2, 32, 32, 1)) < 0.3).astype(float)
     results = []
-    for net, kind in ((UNet(widths=(8, 16, 24)), np.float32), (UNet(widths=(8, 16, 24)), float)):
-        net.astype(kind)
-        place = device if kind is np.float32 else "cpu"
-        net.to(place)
-        logits = net.forward(to_device(x.astype(kind), place), training=True)
-        _, dlogits = bce_with_logits(logits, to_device(y.astype(kind), place))
-        net.backward(dlogits)
-        gradients = [to_host(g) for g in net.gradients().values()]
-        Adam(net, 1e-3).step()
-        results.append(tuple(gradients))
+    for dtype, place in ((np.float32, device), (np.float64, "cpu")):
+        net = UNet(widths=(8, 16, 24))
+        net.astype(dtype).to(place)
+        images, labels = (to_device(a.astype(dtype), place) for a in (x, y))
+        net.backward(bce_with_logits(net.forward(images, training=True), labels)[1])
+        gradients = [to_host(g).copy() for g in net.gradients().values()]
+        Adam(net, 1e-6).step()
+        results.append((*gradients, *map(to_host, net.parameters().values())))
     return _error(*results)
 
 
@@ -175,9 +168,7 @@ CHECKS: dict[str, Callable[..., float]] = {
     "convolution, 64 -> 128": _pair(
         "conv2d", (2, 16, 16, 64), (4, 4, 64, 128), (128,), stride=1, pad=PAD
     ),
-    "convolution, stride 2": _pair(
-        "conv2d", (2, 17, 19, 8), (3, 3, 8, 12), (12,), stride=2, pad=1
-    ),
+    "convolution, stride 2": _pair("conv2d", (2, 17, 19, 8), (3, 3, 8, 12), (12,), stride=2, pad=1),
     "transposed convolution": _pair(
         "conv_transpose2d", (2, 16, 16, 32), (4, 4, 16, 32), (16,), stride=2, crop=1
     ),
@@ -206,27 +197,33 @@ def speed(device: str, size: int, batch: int) -> Report:
     labels = array_module(x).zeros((batch, size, size, 1), np.float32)
     optimizer = Adam(net)
 
+    def predict() -> None:
+        net.predict(x)
+
     def train() -> None:
         _, dlogits = bce_with_logits(net.forward(x, training=True), labels)
         net.backward(dlogits)
         optimizer.step()
 
-    gpu = next((g for g in GPUS if g.name in describe_device(device)), None)
-    steps = (("training", train, True), ("inference", lambda: net.predict(x), False))
-    rows = [_timed(name, f, device, net, size, batch, t, gpu) for name, f, t in steps]
-    return {"size": size, "batch": batch, "rows": rows}
+    name = describe_device(device)
+    gpu = next((g for g in GPUS if re.search(rf"\b{g.name}\b", name)), None)
+    rows = []
+    for what, step, training in (("training", train, True), ("inference", predict, False)):
+        median = _median_seconds(step, device)
+        work = count(net, size, batch, training)
+        row = {
+            "what": what,
+            "seconds": median,
+            "tiles_per_second": batch / median,
+            "gflops": sum(w.flop for w in work) / median / 1e9,
+        }
+        if gpu is not None:
+            row["share_of_roofline"] = seconds(work, gpu) / median
+        rows.append(row)
+    return {"size": size, "batch": batch, "rows": rows, "kernels": _profile(train, device)}
 
 
-def _timed(
-    name: str,
-    step: Callable[[], Any],
-    device: str,
-    net: UNet,
-    size: int,
-    batch: int,
-    training: bool,
-    gpu: Gpu | None,
-) -> Report:
+def _median_seconds(step: Callable[[], Any], device: str) -> float:
     times = []
     for _ in range(1 + REPEATS):  # the first compiles the kernels
         synchronize(device)
@@ -234,17 +231,21 @@ def _timed(
         step()
         synchronize(device)
         times.append(time.perf_counter() - started)
-    median = float(np.median(times[1:]))
-    work = count(net, size, batch, training)
-    row = {
-        "what": name,
-        "seconds": median,
-        "tiles_per_second": batch / median,
-        "gflops": sum(w.flop for w in work) / median / 1e9,
-    }
-    if gpu is not None:
-        row["share_of_roofline"] = seconds(work, gpu) / median
-    return row
+    return float(np.median(times[1:]))
+
+
+def _profile(step: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds in each kernel of one step, the slowest first; the GPU is waited for after each."""
+    if device == "cpu":
+        return {}
+    gpu: Any = import_module("minicnn.kernels.gpu")
+    spent: dict[str, float] = {}
+    gpu.profile = spent
+    try:
+        step()
+    finally:
+        gpu.profile = None
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 
 def _lines(report: Report) -> list[str]:
@@ -254,6 +255,11 @@ def _lines(report: Report) -> list[str]:
         of = "" if share is None else f", {share:.0%} of the roofline"
         rate = f"{row['tiles_per_second']:.1f} tiles/s, {row['gflops']:.0f} GFLOP/s"
         lines.append(f"  {row['what']:10} {row['seconds'] * 1e3:.1f} ms, {rate}{of}")
+    total = sum(report["kernels"].values())
+    for name, spent in report["kernels"].items():
+        lines.append(
+            f"    {name:20} {spent * 1e3:8.2f} ms  {spent / total:4.0%} of a training step"
+        )
     return lines
 
 

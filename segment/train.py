@@ -9,7 +9,16 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import choose_device, free_memory, out_of_memory
-from segment.cli import add_data, add_device, add_pixel_size, add_reading, parser, positive, run
+from segment.cli import (
+    add_data,
+    add_device,
+    add_pixel_size,
+    add_reading,
+    counting,
+    parser,
+    positive,
+    run,
+)
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles
 from segment.metrics import Confusion, summarise, table
@@ -88,14 +97,17 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--split", choices=SCENARIOS, help=f"what is held out for testing; default: {d.split}"
     )
-    p.add_argument("--epochs", type=_count, help=f"at most so many; default: {d.epochs}")
+    p.add_argument("--epochs", type=counting, help=f"at most so many; default: {d.epochs}")
     p.add_argument(
-        "--batch-size", type=_batch, metavar="N|auto", help="tiles a step; auto: what fits the GPU's memory"
+        "--batch-size",
+        type=_batch,
+        metavar="N|auto",
+        help="tiles a step; auto: what fits the GPU's memory",
     )
     p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
     p.add_argument(
         "--patience",
-        type=_count,
+        type=counting,
         help=f"stop after so many epochs without a better validation IoU; default: {d.patience}",
     )
     add_pixel_size(p)
@@ -106,15 +118,8 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _count(text: str) -> int:
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def _batch(text: str) -> int | str:
-    return text if text == "auto" else _count(text)
+    return text if text == "auto" else counting(text)
 
 
 def _auto_batch(device: str, free: int) -> int:

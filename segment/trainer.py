@@ -305,7 +305,7 @@ class Trainer:
 
 
 def _confusion(logits: Array, labels: Array) -> Array:
-    """Pixels right and wrong at p = 0.5, that is at logit 0: tp, fp, fn, tn, where the arrays are."""
+    """tp, fp, fn, tn at p = 0.5, that is at logit 0; counted where the arrays are."""
     xp = array_module(logits)
     predicted, building, background = logits >= 0, labels == 1, labels == 0
     pairs = (

@@ -3,6 +3,7 @@
 Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
 """
 
+import time
 from collections.abc import Callable
 from functools import cache
 from pathlib import Path
@@ -76,6 +77,14 @@ def source(module: str) -> str:
     return "\n".join((CUDA / f"{file}.cu").read_text() for file in FILES[module])
 
 
+NUMBERS: dict[type, Callable[[Any], Any]] = {
+    int: np.int32,
+    float: np.float32,
+    type(None): lambda _: np.intp(0),
+}
+profile: dict[str, float] | None = None  # while it is a dict, it gathers the seconds of each kernel
+
+
 @cache
 def _kernel(module: str, name: str) -> Any:
     return cupy.RawModule(code=source(module)).get_function(name)
@@ -88,9 +97,16 @@ def _launch(
 
     CuPy would send a Python int as 8 bytes and a float as a double, whatever the kernel declares.
     """
-    types = {int: np.int32, float: np.float32, type(None): lambda _: np.intp(0)}
-    converted = tuple(types.get(type(a), lambda a: a)(a) for a in arguments)
-    _kernel(module, name)(grid, block, converted)
+    converted = tuple(NUMBERS.get(type(a), lambda a: a)(a) for a in arguments)
+    kernel = _kernel(module, name)
+    if profile is None:
+        kernel(grid, block, converted)
+        return
+    cupy.cuda.get_current_stream().synchronize()
+    started = time.perf_counter()
+    kernel(grid, block, converted)
+    cupy.cuda.get_current_stream().synchronize()
+    profile[name] = profile.get(name, 0.0) + time.perf_counter() - started
 
 
 def _each(module: str, name: str, size: int, *arguments: Any) -> None:
@@ -257,7 +273,9 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Arra
     if _plain(dy):
         return ops.conv_transpose2d_backward(dy, cache)
     dy = _dense(dy)
-    dx = _convolve(dy, None, w, None, None, None, _describe(dy, None, len(w), stride, crop, x.shape))
+    dx = _convolve(
+        dy, None, w, None, None, None, _describe(dy, None, len(w), stride, crop, x.shape)
+    )
     return dx, _weight_gradient(dy, None, x, len(w), stride, crop), _channel_sums(dy)
 
 

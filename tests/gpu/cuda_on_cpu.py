@@ -1,4 +1,4 @@
-"""Compiles the text of a kernel with g++ and runs it on NumPy arrays, to see whether it is right."""
+"""Compiles the text of a kernel with g++ and runs it on NumPy arrays, to see if it is right."""
 
 import ctypes
 import hashlib
@@ -56,7 +56,11 @@ def compile_cached(command: list[str], text: str) -> Path:
 def signatures(text: str) -> dict[str, tuple[Parameter, ...]]:
     """The kernels in a .cu text, after its macros, each with its parameters."""
     run = subprocess.run(
-        ["g++", "-E", "-P", "-x", "c++", "-"], input=text, capture_output=True, text=True, check=True
+        ["g++", "-E", "-P", "-x", "c++", "-"],
+        input=text,
+        capture_output=True,
+        text=True,
+        check=True,
     )
     found = {}
     for name, parameters in KERNEL.findall(run.stdout):

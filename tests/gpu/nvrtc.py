@@ -92,7 +92,10 @@ def resources(text: str, architecture: int) -> dict[str, Resources]:
     found = {}
     for entry in run.stderr.split("Compiling entry function '")[1:]:
         spills = map(int, re.findall(r"(\d+) bytes spill", entry))
-        numbers = (_number(entry, p) for p in (r"Used (\d+) reg", r"(\d+) bytes smem", r"(\d+) bytes stack"))
+        numbers = (
+            _number(entry, p)
+            for p in (r"Used (\d+) reg", r"(\d+) bytes smem", r"(\d+) bytes stack")
+        )
         found[entry.split("'")[0]] = Resources(*numbers, sum(spills))
     return found
 

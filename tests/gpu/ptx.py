@@ -3,7 +3,8 @@
 The threads that are furthest behind go first, all of them at once, until they branch or meet. On
 the way every access to memory is checked: inside a buffer, aligned, and no two threads at one
 place without a barrier between them (in global memory: at all). It knows the part of PTX that our
-kernels compile to; an instruction that it doesn't know raises. Approximate functions are exact here.
+kernels compile to; an instruction that it doesn't know raises. What is approximate on a GPU (ex2)
+is exact here.
 """
 
 import re
@@ -101,7 +102,9 @@ def _kernel(parameters: str, body: str) -> Kernel:
         m = re.match(r"(?:@(!?)(%p\d+)\s+)?([\w.:]+)\s*(.*)", line)
         assert m, line
         operands = tuple(o.strip() for o in re.split(r",(?![^{]*\})", m[4])) if m[4] else ()
-        code.append(Instruction((bool(m[1]), m[2]) if m[2] else None, tuple(m[3].split(".")), operands))
+        code.append(
+            Instruction((bool(m[1]), m[2]) if m[2] else None, tuple(m[3].split(".")), operands)
+        )
     return Kernel(names, shared, offset, code, labels)
 
 
@@ -126,7 +129,9 @@ class Buffers:
             raise Fault("misaligned access to global memory")
         return which, offset
 
-    def check_race(self, which: int, offset: np.ndarray, width: int, thread: np.ndarray, store: bool) -> None:
+    def check_race(
+        self, which: int, offset: np.ndarray, width: int, thread: np.ndarray, store: bool
+    ) -> None:
         """Fault where another thread has written, or now writes, the same bytes."""
         at = offset[:, None] + np.arange(width)
         writer = self.writer[which]
@@ -154,7 +159,9 @@ class Shared:
             raise Fault("out of bounds or misaligned in shared memory")
         return offset + block * self.per_block
 
-    def check_race(self, word: np.ndarray, lane: np.ndarray, block: np.ndarray, store: bool) -> None:
+    def check_race(
+        self, word: np.ndarray, lane: np.ndarray, block: np.ndarray, store: bool
+    ) -> None:
         epoch = self.epoch[block]
         hit = (self.write_epoch[word] == epoch) & (self.writer[word] != lane)
         if store:
@@ -206,7 +213,15 @@ class Machine:
 class _Run:
     """Some blocks on their way through a kernel; `ix` are always the lanes that take part."""
 
-    def __init__(self, kernel: Kernel, grid: Any, block: Any, parameters: Any, buffers: Buffers, which: np.ndarray) -> None:
+    def __init__(
+        self,
+        kernel: Kernel,
+        grid: Any,
+        block: Any,
+        parameters: Any,
+        buffers: Buffers,
+        which: np.ndarray,
+    ) -> None:
         self.kernel, self.parameters, self.buffers = kernel, parameters, buffers
         threads = int(np.prod(block))
         lane = np.arange(threads * len(which))
@@ -249,7 +264,9 @@ class _Run:
     def write(self, operand: str, value: np.ndarray, ix: np.ndarray) -> None:
         dtype = np.dtype(REGISTERS[operand.strip("%0123456789")])
         register = self.registers.setdefault(operand, np.zeros(len(self.pc), dtype))
-        register[ix] = value.view(dtype) if value.dtype.itemsize == dtype.itemsize else value.astype(dtype)
+        register[ix] = (
+            value.view(dtype) if value.dtype.itemsize == dtype.itemsize else value.astype(dtype)
+        )
 
     def address(self, operand: str, ix: np.ndarray) -> np.ndarray:
         m = re.fullmatch(r"\[([%\w$]+)(?:\+(-?\d+))?\]", operand)
@@ -279,7 +296,9 @@ class _Run:
             chosen = ix[self.registers[guard[1]][ix] != guard[0]]
         if op[0] in ("bra", "ret", "exit"):
             self.pc[ix] = at + 1
-            self.pc[chosen] = len(self.kernel.code) if op[0] != "bra" else self.kernel.labels[operands[0]]
+            self.pc[chosen] = (
+                len(self.kernel.code) if op[0] != "bra" else self.kernel.labels[operands[0]]
+            )
             return True
         if op[0] in ("bar", "barrier"):
             arrived = np.bincount(self.block[chosen], minlength=len(self.shared.epoch))
@@ -317,7 +336,9 @@ class _Run:
             self.buffers.check_race(buffer, at, width * len(registers), self.thread[lanes], store)
             self.move(self.buffers.bytes[buffer], at, registers, dtype, store, lanes)
 
-    def parameter(self, address: np.ndarray, registers: list[str], dtype: str, ix: np.ndarray) -> None:
+    def parameter(
+        self, address: np.ndarray, registers: list[str], dtype: str, ix: np.ndarray
+    ) -> None:
         width = np.dtype(dtype).itemsize
         for which in np.unique(address // PARAMETER):
             bytes_ = np.frombuffer(self.parameters[self.kernel.parameters[which]], np.uint8)
@@ -328,7 +349,15 @@ class _Run:
                     raise Fault("read behind a parameter")
                 self.write(register, bytes_[at].view(dtype)[:, 0], ix[chosen])
 
-    def move(self, memory: np.ndarray, offset: np.ndarray, registers: list[str], dtype: str, store: bool, ix: np.ndarray) -> None:
+    def move(
+        self,
+        memory: np.ndarray,
+        offset: np.ndarray,
+        registers: list[str],
+        dtype: str,
+        store: bool,
+        ix: np.ndarray,
+    ) -> None:
         width = np.dtype(dtype).itemsize
         for i, register in enumerate(registers):
             at = (offset + i * width)[:, None] + np.arange(width)
@@ -367,7 +396,9 @@ class _Run:
             return value(1) * value(2)
         if name in ("fma", "mad"):  # the product is exact in the wider type
             wide = {"f4": np.float64, "f8": np.longdouble}.get(dtype, dtype)
-            return (value(1).astype(wide) * value(2).astype(wide) + value(3).astype(wide)).astype(dtype)
+            return (value(1).astype(wide) * value(2).astype(wide) + value(3).astype(wide)).astype(
+                dtype
+            )
         if name in ("shl", "shr"):
             bits = 8 * np.dtype(dtype).itemsize
             by = np.minimum(value(2, "u4"), bits - 1).astype(dtype)

@@ -13,7 +13,7 @@ import kernel_cases
 import numpy as np
 import strict_cupy
 
-poison = getattr(ctypes.CDLL(None), "__asan_poison_memory_region")  # noqa: B009 (name mangling)
+poison = getattr(ctypes.CDLL(None), "__asan_poison_memory_region")
 poison.argtypes = ctypes.c_void_p, ctypes.c_size_t
 aligned = strict_cupy._aligned
 

@@ -21,7 +21,6 @@ from typing import Any
 
 import cuda_on_cpu
 import cupy as real
-import cupyx.linalg  # CuPy would load it later, when the stand-in is in its place
 import numpy as np
 from cuda_on_cpu import LaunchError, Parameter
 
@@ -131,7 +130,19 @@ def _fresh(values: Any) -> np.ndarray:
     return out
 
 
-_SCALARS = (bool, int, float, complex, np.generic, type(None), str, slice, type(...), np.dtype, type)
+_SCALARS = (
+    bool,
+    int,
+    float,
+    complex,
+    np.generic,
+    type(None),
+    str,
+    slice,
+    type(...),
+    np.dtype,
+    type,
+)
 
 
 def _unwrap(x: Any) -> Any:
@@ -182,7 +193,9 @@ class ndarray:
     __array_priority__ = 100
     __hash__ = None  # type: ignore[assignment]
 
-    def __init__(self, shape: Any, dtype: Any = float, memptr: Any = None, order: str = "C") -> None:
+    def __init__(
+        self, shape: Any, dtype: Any = float, memptr: Any = None, order: str = "C"
+    ) -> None:
         if memptr is not None:
             raise NotImplementedError("the stand-in makes no arrays around given memory")
         self._held = _aligned(shape, dtype, order)
@@ -213,7 +226,9 @@ class ndarray:
     def __array_function__(self, function: Any, types_: Any, args: Any, kwargs: Any) -> Any:
         return _lookup(function.__name__)(*args, **kwargs)
 
-    def get(self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True) -> Any:
+    def get(
+        self, stream: Any = None, order: str = "C", out: Any = None, blocking: bool = True
+    ) -> Any:
         _transfer("d2h", self._array.nbytes)
         if out is None:
             return self._array.copy()
@@ -224,7 +239,9 @@ class ndarray:
         if not isinstance(arr, np.ndarray):
             raise TypeError("Only numpy.ndarray can be set to cupy.ndarray")
         if arr.shape != self.shape or arr.dtype != self._held.dtype:
-            raise ValueError(f"{arr.shape} {arr.dtype} does not fit {self.shape} {self._held.dtype}")
+            raise ValueError(
+                f"{arr.shape} {arr.dtype} does not fit {self.shape} {self._held.dtype}"
+            )
         if stream is None:
             _transfer("h2d", arr.nbytes)
             self._array[...] = arr
@@ -331,7 +348,21 @@ def _operator(name: str) -> Callable[..., Any]:
     return method
 
 
-_ARITHMETIC = "add sub mul truediv floordiv mod pow matmul and or xor lshift rshift".split()
+_ARITHMETIC = [
+    "add",
+    "sub",
+    "mul",
+    "truediv",
+    "floordiv",
+    "mod",
+    "pow",
+    "matmul",
+    "and",
+    "or",
+    "xor",
+    "lshift",
+    "rshift",
+]
 for _name in (
     *(f"__{prefix}{op}__" for op in _ARITHMETIC for prefix in ("", "r", "i")),
     *(f"__{op}__" for op in ("lt", "le", "gt", "ge", "eq", "ne", "neg", "pos", "abs", "invert")),
@@ -376,6 +407,9 @@ class Stream:
             event.happen()
         elif event.stream is _main:
             self.work.append(lambda: setattr(self, "main_is_past", event.position))
+
+    def synchronize(self) -> None:
+        self.run_to(self.done + len(self.work))
 
     def run_to(self, position: int) -> None:
         while self.done < position:
@@ -428,8 +462,10 @@ def _cuda() -> types.ModuleType:
         "get_current_stream": lambda: _main,
         "memory": real.cuda.memory,
         "runtime": types.SimpleNamespace(
-            memGetInfo=lambda: (capacity - counts["live bytes"], capacity)
+            memGetInfo=lambda: (capacity - counts["live bytes"], capacity),
+            getDeviceProperties=lambda device: {"name": b"stand-in for a T4"},
         ),
+        "Device": lambda: types.SimpleNamespace(id=0),
     }
     assert all(hasattr(real.cuda, name) for name in own)
     vars(module).update(own)
@@ -445,7 +481,9 @@ def asarray(a: Any, dtype: Any = None, order: Any = None, *, copy: Any = None) -
     return array(a, dtype)
 
 
-def array(obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin: int = 0) -> ndarray:
+def array(
+    obj: Any, dtype: Any = None, copy: Any = True, order: str = "K", ndmin: int = 0
+) -> ndarray:
     if isinstance(obj, ndarray):
         return ndarray._around(_fresh(np.array(obj._array, dtype, ndmin=ndmin)))
     if isinstance(obj, (list, tuple)) and any(isinstance(v, ndarray) for v in obj):
@@ -482,7 +520,7 @@ def get_array_module(*args: Any) -> types.ModuleType:
 
 
 def _lookup(name: str, theirs: Any = real, ours: Any = np) -> Any:
-    """The stand-in for `cupy.name` (or of one of its submodules); AttributeError if there is none."""
+    """The stand-in for `cupy.name` (or for a submodule's); AttributeError if there is none."""
     if theirs is real and name in _OWN:
         return _OWN[name]
     found = getattr(theirs, name)
@@ -521,7 +559,7 @@ def _checked(found: Any, function: Callable[..., Any]) -> Callable[..., Any]:
 
 
 def _ufunc_method(function: np.ufunc, method: str) -> Callable[..., Any]:
-    return lambda *args, **kwargs: _wrap(getattr(function, method)(*_unwrap(args), **_unwrap(kwargs)))
+    return lambda *a, **k: _wrap(getattr(function, method)(*_unwrap(a), **_unwrap(k)))
 
 
 # ---------------------------------------------------------------------------- kernels
@@ -530,7 +568,9 @@ _SCALAR_TYPES = {"int": np.int32, "long long": np.int64, "float": np.float32, "d
 _ELEMENTS = {"float": np.float32, "double": np.float64, "unsigned char": np.uint8, "int": np.int32}
 
 
-def _argument(kernel: str, parameter: Parameter, value: Any, structs: dict[str, list[str]]) -> bytes:
+def _argument(
+    kernel: str, parameter: Parameter, value: Any, structs: dict[str, list[str]]
+) -> bytes:
     """The bytes that go to the driver; TypeError where CuPy would send others than declared."""
 
     def wrong(why: str) -> TypeError:

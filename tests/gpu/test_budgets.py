@@ -75,7 +75,7 @@ def test_launches(steps, batch, size):
 
 
 def test_memory_is_what_the_count_says(steps):
-    """`--batch-size auto` goes by the count; it must be no less than the truth, and not much more."""
+    """`--batch-size auto` goes by the count: no less than the truth, and not much more."""
     for batch, size in ((1, 64), (2, 64), (2, 128)):
         peak = steps.take(batch, size)["peak bytes"]
         counted = training_bytes(steps.net, batch, size)
@@ -110,7 +110,9 @@ def test_predictions_rank_the_gpus_as_their_data_sheets_do():
     work = count(UNet())
     rates = {gpu.name: 16 / seconds(work, gpu) for gpu in GPUS}
     assert rates["T4"] < rates["L4"] < rates["A10G"] < rates["H100"]
-    assert rates["A10G"] == pytest.approx(650, rel=0.1) and rates["T4"] == pytest.approx(199, rel=0.1)
+    assert rates["A10G"] == pytest.approx(650, rel=0.1) and rates["T4"] == pytest.approx(
+        199, rel=0.1
+    )
 
 
 def test_the_largest_batch_is_the_largest():

@@ -57,10 +57,13 @@ def test_a_spill_and_a_warning_would_be_seen(kernels):
         for (int i = 0; i < 200; ++i) v[i] = x[i * 1024 + threadIdx.x];
         __syncthreads();
         #pragma unroll
-        for (int i = 0; i < 200; ++i) x[i * 1024 + threadIdx.x] = v[i] * v[199 - i] + v[(i * 7) % 200];
+        for (int i = 0; i < 200; ++i)
+            x[i * 1024 + threadIdx.x] = v[i] * v[199 - i] + v[i * 7 % 200];
     }"""
     assert nvrtc.resources(greedy, 80)["greedy"].spilled > 0
     with pytest.raises(RuntimeError, match="warns"):
-        nvrtc.ptx('extern "C" __global__ void k(int* x) { unsigned i = 0; if (i < 0) x[0] = 1; }', 80)
+        nvrtc.ptx(
+            'extern "C" __global__ void k(int* x) { unsigned i = 0; if (i < 0) x[0] = 1; }', 80
+        )
     with pytest.raises(RuntimeError, match="error"):
         nvrtc.ptx('extern "C" __global__ void k(int* x) { y = 0; }', 80)

@@ -42,15 +42,30 @@ ARITHMETIC = {
         "for (int k0 = 0; k0 + SLICE <= k_end;",
         "whole channels",
     ),
-    "split counted twice": ("conv_dw", "(blockIdx.z + 1) * rows", "(blockIdx.z + 2) * rows", "block"),
+    "split counted twice": (
+        "conv_dw",
+        "(blockIdx.z + 1) * rows",
+        "(blockIdx.z + 2) * rows",
+        "block",
+    ),
     "mean over the wrong count": (
         "norm",
         "const int count = min(rows, M - i * rows);",
         "const int count = rows;",
         "batch norm",
     ),
-    "statistics taken for the batch's": ("norm", "from_batch ? (sums", "true ? (sums", "block, inference"),
-    "bias counted in the variance": ("norm", "block_sum(sum) / M;", "block_sum(sum) / M + b;", "block"),
+    "statistics taken for the batch's": (
+        "norm",
+        "from_batch ? (sums",
+        "true ? (sums",
+        "block, inference",
+    ),
+    "bias counted in the variance": (
+        "norm",
+        "block_sum(sum) / M;",
+        "block_sum(sum) / M + b;",
+        "block",
+    ),
     "gradient through a closed ReLU": ("norm", "passes ? dy : 0.f", "dy", "block"),
     "last of equals": ("pool", "if (v > best ||", "if (v >= best ||", "pool, ties"),
     "winner's row and column swapped": (
@@ -61,7 +76,7 @@ ARITHMETIC = {
     ),
     "ReLU that swallows NaN": ("pointwise", "x[i] < 0.f ? 0.f : x[i]", "fmaxf(x[i], 0.f)", "relu"),
     "a part left out": ("reduce", "int r = 1; r < 8", "int r = 1; r < 7", "64 filters"),
-}  # fmt: skip
+}
 
 # module, what is there, what is put there, the case that must fail, the fault
 MEMORY = {
@@ -93,7 +108,13 @@ MEMORY = {
         "batch norm",
         "race in shared memory",
     ),
-    "image's edge not guarded": ("conv", "y < (unsigned)s.H &&", "y <= (unsigned)s.H &&", "whole channels", "out of bounds"),
+    "image's edge not guarded": (
+        "conv",
+        "y < (unsigned)s.H &&",
+        "y <= (unsigned)s.H &&",
+        "whole channels",
+        "out of bounds",
+    ),
     "weights' end not guarded": (
         "conv",
         "if (row >= rows || col >= cols) return v;",
@@ -101,7 +122,13 @@ MEMORY = {
         "block",
         "out of bounds",
     ),
-    "last pixels not guarded": ("conv", "if (m >= M) break;", "", "whole channels", "out of bounds"),
+    "last pixels not guarded": (
+        "conv",
+        "if (m >= M) break;",
+        "",
+        "whole channels",
+        "out of bounds",
+    ),
     "odd filters not guarded": (
         "conv",
         "if (col + j < cols) v.at[j] = p[j];",
@@ -137,17 +164,22 @@ MEMORY = {
         "relu",
         "out of bounds",
     ),
-}  # fmt: skip
+}
 
 # in minicnn/kernels/gpu.py: what is there, what is put there, the case, the error
 HOST = {
     "scalars as wide as Python's": (
-        "types = {int: np.int32, float: np.float32,",
-        "types = {int: np.int64, float: np.float64,",
+        "    int: np.int32,\n    float: np.float32,",
+        "    int: np.int64,\n    float: np.float64,",
         "head",
         (TypeError, "is int, not a int64"),
     ),
-    "arguments swapped": ("w, scale, b, y, moments, s)", "w, scale, y, b, moments, s)", "head", None),
+    "arguments swapped": (
+        "w, scale, b, y, moments, s)",
+        "w, scale, y, b, moments, s)",
+        "head",
+        None,
+    ),
     "members of the structure swapped": (
         '"K", "stride"',
         '"stride", "K"',
@@ -166,7 +198,7 @@ HOST = {
         "block",
         None,
     ),
-}  # fmt: skip
+}
 
 
 @pytest.fixture
@@ -189,7 +221,7 @@ def test_wrong_arithmetic_shows_in_the_numbers(name, kernels, stand_in, monkeypa
     *mutation, case = ARITHMETIC[name]
     plant(kernels, monkeypatch, *mutation)
     monkeypatch.setattr(stand_in, "machine", CPU)
-    with pytest.raises((AssertionError, cuda_on_cpu.LaunchError), match="Not equal|wrote outside"):
+    with pytest.raises((AssertionError, cuda_on_cpu.LaunchError), match=r"Not equal|wrote outside"):
         CASES[case](kernels, stand_in.module, rng)
 
 
@@ -225,7 +257,11 @@ def test_wrong_launches_are_refused_or_show(name, kernels, stand_in, monkeypatch
 
 @pytest.mark.parametrize("order", [0, 1, 5])
 def test_a_dropped_barrier_shows_in_the_numbers_too(order, kernels, stand_in, monkeypatch, rng):
-    mutation = "conv", "multiply(row, col, sum);\n        __syncthreads();", "multiply(row, col, sum);"
+    mutation = (
+        "conv",
+        "multiply(row, col, sum);\n        __syncthreads();",
+        "multiply(row, col, sum);",
+    )
     plant(kernels, monkeypatch, *mutation)
     monkeypatch.setattr(stand_in, "machine", cuda_on_cpu.Machine(order))
     with pytest.raises(AssertionError, match="Not equal"):

@@ -5,12 +5,12 @@ import functools
 
 import numpy as np
 import pytest
+
 import segment.train
 import segment.trainer
+from minicnn.checkpoint import load
 from segment.errors import InputError
 from segment.synthetic import write_scenes
-
-from minicnn.checkpoint import load
 
 
 @pytest.fixture(scope="module")
