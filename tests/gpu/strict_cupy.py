@@ -13,6 +13,7 @@ import re
 import sys
 import types
 import weakref
+from bisect import bisect_right
 from collections import Counter, deque
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -609,15 +610,21 @@ def _pointed_at(value: Any) -> list[np.ndarray]:
     if not isinstance(value, np.ndarray):
         return []
     tables = [value[n] for n in value.dtype.names or () if value[n].dtype == np.uint64]
-    return [_allocation(int(a)) for table in tables for a in table.flat if a]
+    addresses = {int(address) for table in tables for address in table.flat if address}
+    return _allocations(addresses) if addresses else []
 
 
-def _allocation(address: int) -> np.ndarray:
-    for memory in list(_known.values()):
-        inside = memory[memory.inside].view(np.ndarray)
-        if inside.ctypes.data <= address < inside.ctypes.data + inside.nbytes:
-            return inside
-    raise LaunchError(f"{address:#x} is no address in device memory")
+def _allocations(addresses: set[int]) -> list[np.ndarray]:
+    live = [m[m.inside].view(np.ndarray) for m in list(_known.values())]
+    live.sort(key=lambda a: a.ctypes.data)
+    starts = [a.ctypes.data for a in live]
+    found = []
+    for address in addresses:
+        which = bisect_right(starts, address) - 1
+        if which < 0 or address >= starts[which] + live[which].nbytes:
+            raise LaunchError(f"{address:#x} is no address in device memory")
+        found.append(live[which])
+    return found
 
 
 class RawKernel:

@@ -24,7 +24,7 @@ def data(tmp_path_factory):
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
     """Train a narrow net; returns its history and its last checkpoint."""
-    narrow = functools.partial(segment.train.UNet, widths=(4, 4, 4, 4, 8))
+    narrow = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
     monkeypatch.setattr(segment.train, "UNet", narrow)
 
     def run(device, *options, out=None, epochs=2):
