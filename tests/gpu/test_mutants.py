@@ -24,6 +24,23 @@ def replace_once(text, old, new):
 
 # module, what is there, what is put there, the case that must fail
 ARITHMETIC = {
+    "a parameter left out": ("adam", "if (t.first[middle] <=", "if (t.first[middle] <", "Adam"),
+    "decay through the averages": ("adam", "t.g[row][i] + decay * p", "t.g[row][i]", "Adam"),
+    "decay not of the parameter": ("adam", " - shrink * p", "", "AdamW"),
+    "unlabelled pixels counted": (
+        "loss",
+        "sums[COUNT] += v;",
+        "sums[COUNT] += 1.f;",
+        "cross-entropy",
+    ),
+    "slope of the wrong loss": ("loss", "dice ? ratio - 2.f * y", "dice ? ratio - y", "Dice"),
+    "exp without a bound": (
+        "loss",
+        "log1pf(expf(-fabsf(x)))",
+        "log1pf(expf(-x))",
+        "cross-entropy, extreme",
+    ),
+    "variance left biased": ("norm", "unbias * batch_var[c]", "batch_var[c]", "running averages"),
     "pad off by one": ("conv", "/ phases - back;", "/ phases - back + 1;", "first layer"),
     "stride taken for phases": ("conv", "return q * stride", "return q * phases", "whole channels"),
     "rows taken for columns": ("conv", "tap.ky * s.W + tap.kx", "tap.ky * s.H + tap.kx", "block"),
