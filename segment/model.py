@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import minicnn
-from minicnn.backend import Array, to_device, to_host
+from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
 from segment.scenes import Reading
@@ -20,7 +20,7 @@ MEAN, SCALE = 127.5, 64.0
 
 def normalise(pixels: Array) -> Array:
     """Bytes 0 ... 255 to float32 around 0: (pixels - 127.5) / 64, on the device they are on."""
-    return (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(SCALE)
+    return kernels_for(pixels).normalise(pixels, MEAN, SCALE)
 
 
 @dataclass(frozen=True)

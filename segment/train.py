@@ -8,7 +8,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import choose_device
+from minicnn.backend import choose_device, free_memory, out_of_memory
 from segment.cli import (
     add_data,
     add_device,
@@ -24,6 +24,7 @@ from segment.evaluate import evaluate_tiles
 from segment.metrics import Confusion, summarise, table
 from segment.model import ModelInfo, load_model
 from segment.plots import overlay
+from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run, read_json, write_json
 from segment.scenes import Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
@@ -59,6 +60,9 @@ class Settings:
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     device = choose_device(options.device)
+    free = free_memory() if device == "gpu" else 0
+    if options.batch_size == "auto":
+        options.batch_size = None if options.resume else _auto_batch(device, free)
     folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     settings, resumes = _settle(options, folder)
     if folder.metrics.exists():
@@ -76,7 +80,10 @@ def main(arguments: list[str]) -> None:
         split.save(folder.split)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
-    trainer.fit()
+    try:
+        trainer.fit()
+    except out_of_memory():
+        raise InputError(_too_large(trainer.batch_size, free)) from None
     _test(folder, store, parts["test"], device, settings)
     _report(folder)
 
@@ -92,7 +99,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
-        "--batch-size", type=_batch, metavar="N|auto", help=f"tiles a step; auto is {AUTO_BATCH}"
+        "--batch-size",
+        type=_batch,
+        metavar="N|auto",
+        help="tiles a step; auto: what fits the GPU's memory",
     )
     p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
     p.add_argument(
@@ -108,8 +118,28 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _batch(text: str) -> int:
-    return AUTO_BATCH if text == "auto" else whole(1)(text)
+def _batch(text: str) -> int | str:
+    return text if text == "auto" else whole(1)(text)
+
+
+def _auto_batch(device: str, free: int) -> int:
+    """Tiles a step: on a GPU what fits its free memory, within reason."""
+    if device == "cpu":
+        return AUTO_BATCH
+    batch = min(LARGEST_AUTO, largest_batch(UNet(), free))
+    if batch == 0:
+        raise InputError(_too_large(1, free))
+    return batch
+
+
+def _too_large(batch: int, free: int) -> str:
+    net = UNet()
+    fits = min(largest_batch(net, free), batch - 1)
+    advice = f"--batch-size {fits} would fit" if fits > 0 else "not even one tile fits"
+    return (
+        f"a batch of {batch} tiles takes {training_bytes(net, batch) / 2**30:.1f} GiB and the GPU "
+        f"has {free / 2**30:.1f} GiB free: {advice}"
+    )
 
 
 def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
