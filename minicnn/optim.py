@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from minicnn.backend import Array, array_module, kernels_for
 from minicnn.layers import Layer
 
@@ -40,8 +42,6 @@ class Optimizer:
 
     def state(self) -> dict[str, Array]:
         """The averages and the step count, as arrays by name."""
-        import numpy as np
-
         return {**self.averages, "steps": np.array(self.steps, np.int64)}
 
     def load_state(self, state: dict[str, Array]) -> None:

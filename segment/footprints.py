@@ -133,6 +133,7 @@ def write(footprints: Footprints, path: str | Path) -> None:
 
 
 def write_geojson(footprints: Footprints, path: str | Path) -> None:
+    """`feature_collection` as a file."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(feature_collection(footprints)))
 

@@ -52,11 +52,14 @@ def architecture(net: UNet) -> dict[str, Any]:
 
 @dataclass
 class Model:
+    """A net with what its file says of it, on a device; `predict` may run in several threads."""
+
     net: UNet
     info: ModelInfo
     device: str = "cpu"
 
     def to(self, device: str) -> "Model":
+        """The model on "cpu" or "gpu"; its net moves, not copied."""
         self.net.to(device)
         return replace(self, device=device)
 
