@@ -12,6 +12,7 @@ test: .venv/test lint
 
 lint: .venv/lint
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
 
 .venv/pip:

@@ -52,11 +52,14 @@ def architecture(net: UNet) -> dict[str, Any]:
 
 @dataclass
 class Model:
+    """A net with what its file says of it, on a device; `predict` may run in several threads."""
+
     net: UNet
     info: ModelInfo
     device: str = "cpu"
 
     def to(self, device: str) -> "Model":
+        """The model on "cpu" or "gpu"; its net moves, not copied."""
         self.net.to(device)
         return replace(self, device=device)
 
@@ -82,7 +85,15 @@ def load_model(path: str | Path | None = None) -> Model:
         file /= BEST
     arrays, about = load(file)
     info = _info(about, file)
-    net = UNet(**info.architecture)
+    try:
+        net = UNet(**info.architecture)
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{file}: the model is no U-Net of ours ({error})") from error
+    if (net.in_channels, net.classes) != (3, 1):
+        raise CheckpointError(
+            f"{file}: a net from red, green and blue to one class was expected, not from "
+            f"{net.in_channels} channels to {net.classes} classes"
+        )
     load_net(net, arrays, file)
     return Model(net, info)
 

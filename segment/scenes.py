@@ -439,7 +439,12 @@ def find_scenes(paths: Iterable[str | Path], labelled: bool = True) -> list[Scen
     same ground are one scene, so that no split parts them. Raises InputError.
     """
     found = [_scene(pair) for path in paths for pair in find_pairs(Path(path), labelled)]
-    once = {scene.image.resolve(): scene for scene in found}
+    once: dict[Path, Scene] = {}
+    for scene in found:
+        other = once.get(scene.image.resolve(), scene)
+        if scene.label and other.label and not scene.label.samefile(other.label):
+            raise InputError(f"{scene.image} has two masks, {other.label} and {scene.label}")
+        once[scene.image.resolve()] = scene
     scenes = sorted(once.values(), key=lambda scene: (scene.city, scene.stem, scene.image))
     return sorted(_unique(_one_ground(scenes)), key=lambda scene: (scene.city, scene.stem))
 

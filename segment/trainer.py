@@ -5,6 +5,7 @@ the state of a run is its arrays and two counters, and a run that was killed any
 from its last checkpoint to the same bits.
 """
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
@@ -265,7 +266,8 @@ class Trainer:
     def interrupted(self, number: int) -> None:
         """Save and leave, saying how to go on."""
         self.save()
-        how = f"saved; go on with: python -m segment.train --out {self.run.folder} --resume"
+        folder = shlex.quote(str(self.run.folder))
+        how = f"saved; go on with: python -m segment.train --out {folder} --resume"
         raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
 
     # ------------------------------------------------------------------ checkpoints
