@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test lint
+.PHONY: train test lint notebooks docs
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
@@ -14,6 +14,13 @@ lint: .venv/lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+notebooks: .venv/docs
+	$(PY) docs/notebooks/run.py $(ARGS)
+
+docs: .venv/docs
+	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html
+	@echo site/html/index.html
 
 .venv/pip:
 	$(PYTHON) -m venv .venv
@@ -29,4 +36,8 @@ lint: .venv/lint
 
 .venv/lint: .venv/core setup.cfg
 	$(PIP) --editable .[lint]
+	touch $@
+
+.venv/docs: .venv/core setup.cfg
+	$(PIP) --editable .[docs]
 	touch $@
