@@ -9,6 +9,7 @@ import hashlib
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
@@ -27,6 +28,8 @@ Step = Callable[[float], None]  # takes the share that is done; may raise to sto
 class Predictor:
     def __init__(self, settings: Settings, gate: Gate) -> None:
         self.settings, self.gate = settings, gate
+        # The kernels keep work arrays for every thread that ever computes: let it be few.
+        self.hands = ThreadPoolExecutor(settings.slots)
         self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
         file = Path(settings.model or BUNDLED)
         file = file / BEST if file.is_dir() else file
@@ -66,7 +69,7 @@ class Predictor:
         with lock([self.locks / f"key{key[:2]}"], lambda: step(0)):
             if not path.exists():
                 with lock(self.gate.slots, lambda: step(0)):
-                    self._compute(source, pixel_size, path, step)
+                    self.hands.submit(self._compute, source, pixel_size, path, step).result()
             os.utime(path)
             opening = open_raster(path)
             dataset = opening.__enter__()
@@ -76,9 +79,7 @@ class Predictor:
         finally:
             opening.__exit__(None, None, None)
 
-    def _compute(
-        self, source: Source, pixel_size: float | None, path: Path, step: Step
-    ) -> None:
+    def _compute(self, source: Source, pixel_size: float | None, path: Path, step: Step) -> None:
         def watched(windows: Sequence[Any]) -> Iterable[Any]:
             for done, window in enumerate(windows):
                 step(done / len(windows))

@@ -1,6 +1,6 @@
 """How the mask service is run; docs/api.md explains each choice.
 
-    gunicorn -c docker/gunicorn.conf.py "api:create_app()"
+gunicorn -c docker/gunicorn.conf.py "api:create_app()"
 """
 
 import os
@@ -23,7 +23,7 @@ worker_class = "gthread"
 _room = int(min(4, CORES // 2, MEMORY // WORKER_MEMORY))
 workers = int(os.environ.get("MINICNN_WORKERS") or max(2, _room))
 # Every seat of the queue may be taken in one worker, and /healthz must still find a thread there.
-threads = int(os.environ.get("MINICNN_THREADS") or SLOTS + QUEUE + 8)
+threads = int(os.environ.get("MINICNN_WORKER_THREADS") or SLOTS + QUEUE + 8)
 # On the CPU the model is loaded once and its pages are shared. CUDA must not see a fork.
 preload_app = not GPU
 timeout = 60  # of a worker whose main thread hangs; requests have MINICNN_TIMEOUT
@@ -36,9 +36,8 @@ accesslog = None  # the service logs each request itself
 control_socket_disable = True
 forwarded_allow_ips = ""
 
-# One BLAS thread team, shared by the predictions that may run at once; before NumPy is imported.
-for _name in ("OMP_NUM_THREADS", "OPENBLAS_NUM_THREADS"):
-    os.environ.setdefault(_name, str(max(1, CORES // SLOTS)))
+# The predictions that may run at once share the cores.
+os.environ.setdefault("MINICNN_NUM_THREADS", str(max(1, CORES // SLOTS)))
 
 # Workers count into files of this folder; it starts empty.
 _metrics = tempfile.mkdtemp(prefix="minicnn-metrics-")
