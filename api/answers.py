@@ -22,16 +22,16 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
     deadline = Deadline(service().settings.timeout)
     with service().gate.seat(), scratch_path(service().settings) as out:
         make(service().predictor, source, ask, out, lambda share: deadline())
-        file = out.open("rb")  # its name goes at the end of the block, its bytes when it is sent
-    response = send_file(
-        file,
-        media_type,
-        as_attachment=True,
-        download_name=PurePath(source.name).stem + ending,
-        max_age=0,
-    )
+        # opens the file: its name goes at the end of the block, its bytes when they are sent
+        response = send_file(
+            out,
+            media_type,
+            as_attachment=True,
+            download_name=PurePath(source.name).stem + ending,
+            etag=False,
+            max_age=0,
+        )
     response.headers["Vary"] = "Accept, Prefer"
-    response.call_on_close(file.close)
     if etag:
         response.set_etag(etag)
     return response

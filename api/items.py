@@ -137,7 +137,7 @@ def image(item_id: str) -> Response:
             raise _missing(item_id)
         ending = record.media_type.replace("image/", ".")
         return send_file(
-            record.source.path.open("rb"),
+            record.source.path,
             record.media_type,
             as_attachment=True,
             download_name=item_id + ending,

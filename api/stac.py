@@ -15,8 +15,25 @@ PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 FIRST_AERIAL_PHOTOGRAPH = "1858-01-01T00:00:00Z"  # by Nadar, from a balloon over Petit-Bicêtre
 
 
+TIMES = ("datetime", "start_datetime", "end_datetime")
+
+
 def now() -> str:
     return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def utc(text: str) -> str:
+    """A time of RFC 3339, with its zone, in UTC as STAC wants it; ValueError if it is none."""
+    form = r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)"
+    told = re.fullmatch(form, text, re.ASCII)
+    if not told:
+        raise ValueError(f"{text} is no time")
+    zone = "+00:00" if told[4] in "zZ" else told[4]
+    try:
+        when = datetime.fromisoformat(f"{told[1]}T{told[2]}{zone}").astimezone(timezone.utc)
+    except OverflowError:  # in the year 1 or 9999
+        raise ValueError(f"{text} is no time in UTC") from None
+    return when.strftime("%Y-%m-%dT%H:%M:%S").zfill(19) + (told[3] or "") + "Z"
 
 
 def describe(item_id: str, path: Path, created: str | None) -> dict[str, Any]:
@@ -69,12 +86,13 @@ def replaced(item: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str
     """The item with a client's properties; what the file itself tells is not the client's."""
     own = item["properties"]
     fixed = {k: v for k, v in own.items() if k.startswith("proj:") or k == "created"}
-    times = {k: own[k] for k in ("datetime", "start_datetime", "end_datetime") if k in own}
+    times = {k: own[k] for k in TIMES if k in own}
     if properties.get("datetime"):
         times = {}
     elif "start_datetime" in properties:
         times = {"datetime": None}
     given = {k: v for k, v in properties.items() if k != "datetime" or v}
+    given |= {k: utc(given[k]) for k in TIMES if k in given}
     return {**item, "properties": {**times, **given, **fixed, "updated": now()}}
 
 
