@@ -50,6 +50,8 @@ def make(
     with in_plain_words(source), open_raster(source.path) as scene:
         if kind == "geojson":  # before the work, not after it
             require_place(scene.crs, scene.transform, source.name)
+        if kind in ("geojson", "json") and placed(scene) and corners(scene) is None:
+            raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
         if kind == "photo":
             _photo(scene, model.info.reading, ask["size"], out)
             return

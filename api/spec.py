@@ -270,7 +270,7 @@ PATHS: dict[str, Any] = {
                     {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
                     "How many.",
                 ),
-                _query("after", {"type": "string", "maxLength": 64}, "Start behind this id."),
+                _query("after", {"type": "string", "pattern": ITEM_ID}, "Start behind this id."),
             ],
         )
     },

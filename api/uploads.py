@@ -1,6 +1,7 @@
 """What comes in: streamed to the disk, opened by its content, measured before it is read."""
 
 import hashlib
+import math
 import os
 import re
 import tempfile
@@ -170,6 +171,9 @@ def check(
         area, block = shape[0] * shape[1], rows * columns
         if area * pixel_bytes > 16 * limit or block * pixel_bytes > 4 * limit:
             raise Problem(413, f"{source.name} holds too many bytes for its pixels.")
+        place = dataset.transform
+        if not all(map(math.isfinite, place)) or place.determinant == 0:
+            raise Problem(422, f"{source.name} has a georeference that is no place.")
         read_pixels(dataset, info.reading, Window(0, 0, 1, 1))
         return MEDIA[dataset.driver]
 

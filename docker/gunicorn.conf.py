@@ -53,6 +53,7 @@ logconfig_dict = {
     "root": {"level": "WARNING", "handlers": ["stderr"]},
     "loggers": {
         "gunicorn.error": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
+        "rasterio": {"level": "CRITICAL"},  # what GDAL says of broken uploads is in the answer
         "api": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
     },
 }
