@@ -21,9 +21,9 @@ POLL = 0.01  # seconds between two tries for a lock
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 
 
-def try_lock(path: Path) -> int | None:
+def try_lock(path: Path, how: int = os.O_RDWR | os.O_CREAT) -> int | None:
     """The descriptor that holds the lock of a file, or None where another one does."""
-    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(path, how, 0o600)
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
         return descriptor
@@ -53,6 +53,7 @@ class Gate:
 
     def __init__(self, settings: Settings) -> None:
         folder = settings.folder("locks")
+        self.tickets = settings.folder("tickets")
         self.slots = [folder / f"slot{n}" for n in range(settings.slots)]
         self.seats = [folder / f"seat{n}" for n in range(settings.slots + settings.queue)]
 
@@ -60,6 +61,38 @@ class Gate:
     def seat(self) -> Iterator[None]:
         with lock(self.seats, self._refuse):
             yield
+
+    @contextmanager
+    def slot(self, check: Callable[[], None]) -> Iterator[None]:
+        """Hold one of the slots: first come, first served, in all workers.
+
+        Who waits has a ticket, a locked file named by its time; the oldest one tries for a slot.
+        """
+        ticket = self.tickets / f"{time.time_ns():020}-{os.urandom(4).hex()}"
+        draft = ticket.with_name(f".{ticket.name}")
+        with lock([draft]):
+            os.rename(draft, ticket)  # a ticket that is seen is locked already
+            try:
+                while (taken := self._taken(ticket)) is None:
+                    check()
+                    time.sleep(POLL)
+            finally:
+                ticket.unlink(missing_ok=True)
+        try:
+            yield
+        finally:
+            os.close(taken)
+
+    def _taken(self, ticket: Path) -> int | None:
+        oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))
+        if oldest == ticket:
+            return next((s for slot in self.slots if (s := try_lock(slot)) is not None), None)
+        with suppress(FileNotFoundError):
+            left = try_lock(oldest, os.O_RDWR)
+            if left is not None:  # by a killed process
+                oldest.unlink(missing_ok=True)
+                os.close(left)
+        return None
 
     @staticmethod
     def _refuse() -> None:

@@ -68,7 +68,7 @@ class Predictor:
         path = self.folder / f"{key}.tif"
         with lock([self.locks / f"key{key[:2]}"], lambda: step(0)):
             if not path.exists():
-                with lock(self.gate.slots, lambda: step(0)):
+                with self.gate.slot(lambda: step(0)):
                     self.hands.submit(self._compute, source, pixel_size, path, step).result()
             os.utime(path)
             opening = open_raster(path)
