@@ -23,13 +23,13 @@ def memory(server, peak=False):
 
 
 def test_memory_is_flat(new_server, long=False):
-    """300 requests after 100; 2,000 after 500 in the slow test."""
+    """150 requests after 60; 2,000 after 500 in the slow test."""
     with new_server(QUEUE=40) as server:
         load = api_load.Load(server.url, scene(64, 64), fresh=True)
-        load.run(clients=8, requests=500 if long else 100)
+        load.run(clients=8, requests=500 if long else 60)
         before = memory(server)
-        load.run(clients=8, requests=2000 if long else 300)
-        assert load.codes == {200: 2000 if long else 300}
+        load.run(clients=8, requests=2000 if long else 150)
+        assert load.codes == {200: 2000 if long else 150}
         assert memory(server) < before + 20e6
         assert not list((server.store / "scratch").iterdir())
 

@@ -47,6 +47,7 @@ def state(browser):
 
 
 def open_page(browser, server, file=None, name="scene.tif", path=None):
+    complaints(browser)  # forget those of other tests
     browser.get(server.url + "/")
     if file:
         (path / name).write_bytes(file)
@@ -215,6 +216,7 @@ def test_a_token_is_asked_for(browser, new_server, tmp_path):
 def test_docs_upload_execute_download(browser, server, model, tmp_path):
     """Swagger UI from this server alone: pick a file, execute, download the mask."""
     (tmp_path / "scene.tif").write_bytes(scene())
+    complaints(browser)  # forget those of other tests
     browser.get(server.url + "/docs")
     wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".opblock"), 15)
     operation = browser.find_element(By.CSS_SELECTOR, ".opblock-post")
