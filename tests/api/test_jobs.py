@@ -134,7 +134,7 @@ def test_a_graceful_stop_finishes_the_request_in_flight(new_server, large):
         thread = threading.Thread(target=lambda: seen.append(server.mask(large)))
         thread.start()
         wait_for(lambda: list((server.store / "cache").iterdir()), 20)
-        server.stop(signal.SIGTERM)
+        server.stop()
     thread.join(30)
     assert seen[0].status_code == 200 and decode(seen[0].content)[0].shape == (1300, 1300)
 
@@ -144,7 +144,7 @@ def test_a_stopped_server_puts_its_job_down(new_server, large):
     with new_server() as server:
         job = server.mask(large, headers=ASYNC).headers["Location"]
         wait_for(lambda: server.get(job).json()["progress"] > 5, 30)
-        server.stop(signal.SIGTERM)
+        server.stop()
     state = (server.store / job.lstrip("/") / "state.json").read_text()
     assert '"status": "accepted"' in state and '"attempts": 0' in state
     with server:
