@@ -160,7 +160,7 @@ def check(
         pixel_bytes = sum(_bytes(dtype) for dtype in dataset.dtypes)
         rows, columns = dataset.block_shapes[0]
         own = pixel_size or ground_pixel_size(dataset)
-        work = working_shape(shape, own, info.pixel_size)
+        work = working_shape(dataset, own, info.pixel_size)
         for what, (height, width) in (("is", shape), ("resampled to the model would be", work)):
             if height * width > limit or max(height, width) > settings.side:
                 raise Problem(
