@@ -3,12 +3,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test lint notebooks docs
+.PHONY: train test serve lint notebooks docs
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
 	$(PY) -m pytest -m "not slow and not gpu"
+
+serve: .venv/api
+	.venv/bin/gunicorn -c docker/gunicorn.conf.py
 
 lint: .venv/lint
 	$(PY) -m ruff check .
@@ -32,6 +35,10 @@ docs: .venv/docs
 
 .venv/test: .venv/core setup.cfg
 	$(PIP) --editable .[test]
+	touch $@
+
+.venv/api: .venv/core setup.cfg
+	$(PIP) --editable .[api]
 	touch $@
 
 .venv/lint: .venv/core setup.cfg

@@ -236,7 +236,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         )
         if options.format in ("tif", "probability"):
             limit = threshold if options.format == "tif" else None
-            _write_bands(bands, path, dataset, limit)
+            write_bands(bands, path, dataset, limit)
         elif options.format == "png":
             parts = [(band.pixels, band.mask(threshold)) for band in bands]
             pixels, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -248,7 +248,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
             footprints.write(found, path)
 
 
-def _write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
+def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
     """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
     profile = _profile(dataset, "float32" if threshold is None else "uint8")
     with write_raster(path, profile) as out:

@@ -113,6 +113,8 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture") from error
         with dataset:
+            if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
+                raise InputError(f"{path} names another file for its overviews: that isn't read")
             yield dataset
 
 
