@@ -139,7 +139,7 @@ function present(photo, levels, figures) {
   if (corners) L.control.scale({imperial: false}).addTo(map);
   map.on("click", measure);
   $("threshold").value = defaultLevel();
-  $("smallest").value = 0;
+  $("smallest").value = figures.pixel_size ? 10 : 0;  // specks are no buildings
   $("smallest").disabled = !figures.pixel_size;
   $("ground").hidden = Boolean(figures.pixel_size);
   document.querySelector("[data-kind=geojson]").disabled = !corners;

@@ -54,6 +54,7 @@ def open_page(browser, server, file=None, name="scene.tif", path=None):
         browser.find_element(By.ID, "file").send_keys(str(path / name))
         wait_for(lambda: state(browser) == "result", 30, lambda: browser.page_source[-3000:])
         wait_for(lambda: browser.execute_script("return Boolean(scene.buildings)"), 10)
+        slide(browser, "smallest", 0)
 
 
 def text(browser, element):
