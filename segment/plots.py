@@ -10,7 +10,7 @@ from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
 
-TINT = (0, 190, 255)  # a colour that roofs, trees and streets do not have
+TINT = (255, 0, 200)  # a colour that roofs, trees, streets and pools do not have
 OPACITY = 0.45
 PANELS = (("accuracy", "accuracy"), ("iou", "IoU"), ("loss", "loss"))
 

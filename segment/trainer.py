@@ -25,6 +25,7 @@ from segment.metrics import BINS, Confusion, calibrate, histogram
 from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
 from segment.run import Row, Run, write_history
+from segment.scenes import BACKGROUND, BUILDING, IGNORE
 from segment.tiles import TileStore
 from segment.unet import UNet
 
@@ -201,7 +202,7 @@ class Trainer:
     ) -> tuple[Array, Array, Array, Array]:
         """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5."""
         x, labels = normalise(images), labels[..., None]
-        truth, valid = (labels == 1).astype(x.dtype), (labels != 255).astype(x.dtype)
+        truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
         logits = self.net.forward(x, training=True) if training else self.net.predict(x)
         loss, dlogits = LOSS(logits, truth, valid=valid)
         return logits, loss, dlogits, _confusion(logits, labels)
@@ -309,7 +310,7 @@ class Trainer:
 def _confusion(logits: Array, labels: Array) -> Array:
     """tp, fp, fn, tn at p = 0.5, that is at logit 0; counted where the arrays are."""
     xp = array_module(logits)
-    predicted, building, background = logits >= 0, labels == 1, labels == 0
+    predicted, building, background = logits >= 0, labels == BUILDING, labels == BACKGROUND
     pairs = (
         (predicted, building),
         (predicted, background),

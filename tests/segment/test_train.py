@@ -22,6 +22,7 @@ from segment.synthetic import draw_scene, write_scenes
 from segment.unet import UNet
 
 ROOT = Path(__file__).parents[2]
+REAL = ROOT.parent / "shared/data/inria-crops"
 NARROW = """
 import functools, sys
 import segment.train, segment.trainer
@@ -225,6 +226,14 @@ def test_no_data_is_one_clear_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
+
+
+@pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of INRIA are not beside the project")
+def test_trains_on_real_photographs(train, tmp_path):
+    out, _ = finish(train("--data", REAL, "--epochs", "1", "--batch-size", "8"))
+    assert "79 tiles" in out and "city austin" in out
+    test = json.loads((tmp_path / "run/metrics.json").read_text())["test"]
+    assert 0 < test["pooled"]["accuracy"] < 1
 
 
 def test_overfits_one_tile():
