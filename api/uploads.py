@@ -171,6 +171,8 @@ def check(
         area, block = shape[0] * shape[1], rows * columns
         if area * pixel_bytes > 16 * limit or block * pixel_bytes > 4 * limit:
             raise Problem(413, f"{source.name} holds too many bytes for its pixels.")
+        if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") in ("CMYK", "YCCK"):
+            raise Problem(422, f"{source.name} is in the colours of print (CMYK), not RGB.")
         place = dataset.transform
         if not all(map(math.isfinite, place)) or place.determinant == 0:
             raise Problem(422, f"{source.name} has a georeference that is no place.")
