@@ -19,7 +19,7 @@ def test_hostile_files_are_refused(server, tmp_path):
             wrong.append(f"{name}: {answer.status_code} {answer.text[:200]!a}")
     assert not wrong, "\n".join(wrong)
     assert counts.total() >= 200 and counts[422] > 120 and counts[413] > 5, counts
-    assert server.workers() == before, "a worker died"
+    assert set(before) <= set(server.workers()), "a worker died"
     assert server.mask(scene()).ok
     assert not list((server.store / "scratch").iterdir())
 
