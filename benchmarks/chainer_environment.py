@@ -6,12 +6,12 @@ import subprocess
 import sys
 from pathlib import Path
 
-PYTHONS = ("python3.11", "python3.10", "python3.9", "python3.8")
+PYTHONS = ("python3.11", "python3.10")
 CACHE = Path(os.environ.get("XDG_CACHE_HOME", Path.home() / ".cache")) / "minicnn"
 
 
 def chainer_python() -> str:
-    """The interpreter of that environment, made where it is missing; RuntimeError if it can't be."""
+    """The interpreter of that environment, made if missing; RuntimeError where it can't be."""
     folder = CACHE / "chainer-7.8.1"
     python = folder / "bin" / "python"
     if not _works(python):

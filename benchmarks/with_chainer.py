@@ -39,7 +39,7 @@ class UNet(chainer.Chain):
                 skips.append(x)
                 x = F.max_pooling_2d(x, 2)
             x = pair(x)
-        for up, pair in reversed(list(zip(self.ups, self.decoder))):
+        for up, pair in reversed(list(zip(self.ups, self.decoder, strict=True))):
             x = pair(F.concat([up(x), skips.pop()], 1))
         return self.head(x)
 
