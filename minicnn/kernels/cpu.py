@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up
+from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -90,8 +90,9 @@ def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
 
 
 def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
-    if cpu_up.fits(_map(x), w, stride, crop):
-        y, cache = cpu_up.conv_transpose2d(_map(x), w, b)
+    if cpu_up_direct.fits(_map(x), w, stride, crop):
+        way: Any = cpu_up if cpu_up.fits(_map(x)) else cpu_up_direct
+        y, cache = way.conv_transpose2d(_map(x), w, b)
     else:
         y, cache = ops.conv_transpose2d(_array(x), w, b, stride, crop)
     return _like(x, y), cache
@@ -100,6 +101,8 @@ def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0)
 def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
     if isinstance(cache, cpu_up.UpCache):
         return cpu_up.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
+    if isinstance(cache, cpu_up_direct.DirectCache):
+        return cpu_up_direct.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
     return ops.conv_transpose2d_backward(dy, cache)
 
 

@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 import minicnn as mc
 from minicnn import memory, ops, threads
-from minicnn.kernels import cpu, cpu_blocks, cpu_maps, cpu_tiles, cpu_toom, cpu_up, cpu_windows
+from minicnn.kernels import (
+    cpu,
+    cpu_blocks,
+    cpu_maps,
+    cpu_tiles,
+    cpu_toom,
+    cpu_up,
+    cpu_up_direct,
+    cpu_windows,
+)
 from segment.unet import UNet
 
 ONE_AXIS, BOTH_AXES = 1e-5, 5e-5
@@ -130,12 +139,13 @@ def sums(a):
 # ---------------------------------------------------------------------------- the other kernels
 
 
+@pytest.mark.parametrize("way", [cpu_up, cpu_up_direct])
 @given(rng=seeds, N=st.integers(1, 3), H=fours, W=fours, C=st.integers(1, 20), F=st.integers(1, 20))
-def test_upsampling_equals_the_readable_op(rng, N, H, W, C, F):
+def test_upsampling_equals_the_readable_op(way, rng, N, H, W, C, F):
     x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
     w, b, dy = normal(rng, 4, 4, F, C), normal(rng, F), normal(rng, N, 2 * H, 2 * W, F)
-    y, cache = cpu_up.conv_transpose2d(x, w, b)
-    dx, dw, db = cpu_up.conv_transpose2d_backward(dy, cache)
+    y, cache = way.conv_transpose2d(x, w, b)
+    dx, dw, db = way.conv_transpose2d_backward(dy, cache)
     y64, cache64 = ops.conv_transpose2d(*double(x.value(), w, b), 2, 1)
     dx64, dw64, db64 = ops.conv_transpose2d_backward(dy.astype(float), cache64)
     assert error(y, y64) < ONE_AXIS

@@ -149,7 +149,10 @@ def test_memory_does_not_grow_with_the_height():
         bands = blended_bands(
             lambda windows: np.ones(windows.shape[:3], np.float32),
             lambda row, count: (rows[:count], valid[:count]),
-            shape, 64, MULTIPLE, iter,
+            shape,
+            64,
+            MULTIPLE,
+            iter,
         )
         tracemalloc.start()
         total = sum(len(band) for band in resampled_bands(bands, shape, to))

@@ -88,11 +88,14 @@ def test_min_area_drops_the_small():
     assert len(kept.outlines) == len(kept.lonlat) == 1
 
 
-@pytest.mark.parametrize("crs, transform", [
-    (UTM, AT_UTM),
-    (MERCATOR, Affine(1, 0, 2_226_389, 0, -1, 8_399_737)),  # 0.5 m on the ground at 60 degrees
-    (CRS.from_epsg(4326), Affine(9e-6, 0, 20, 0, -4.5e-6, 60)),
-])
+@pytest.mark.parametrize(
+    "crs, transform",
+    [
+        (UTM, AT_UTM),
+        (MERCATOR, Affine(1, 0, 2_226_389, 0, -1, 8_399_737)),  # 0.5 m on the ground at 60 degrees
+        (CRS.from_epsg(4326), Affine(9e-6, 0, 20, 0, -4.5e-6, 60)),
+    ],
+)
 def test_simplify_is_in_metres_on_the_ground(crs, transform):
     """The staircase of a slanted edge goes; nothing moves further than the tolerance."""
     row, col = np.mgrid[:80, :80]
@@ -167,11 +170,14 @@ def test_no_building_is_an_empty_file(tmp_path):
     assert len(pyogrio.raw.read(tmp_path / "a.gpkg")[2]) == 0
 
 
-@pytest.mark.parametrize("crs, transform", [
-    (None, AT_UTM),
-    (UTM, Affine.identity()),
-    (CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'), AT_UTM),
-])
+@pytest.mark.parametrize(
+    "crs, transform",
+    [
+        (None, AT_UTM),
+        (UTM, Affine.identity()),
+        (CRS.from_wkt('LOCAL_CS["site",UNIT["metre",1]]'), AT_UTM),
+    ],
+)
 def test_a_scene_without_a_place_is_refused(crs, transform):
     with pytest.raises(InputError, match=r"a\.tif.*footprints need one"):
         footprints.require_place(crs, transform, "a.tif")

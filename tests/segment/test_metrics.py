@@ -48,21 +48,32 @@ def test_counts_equal_a_loop_over_pixels(seed, threshold):
 def test_scores_of_a_worked_example():
     count = Confusion(tp=6, fp=2, fn=4, tn=88)
     assert count.scores() == {
-        "accuracy": 0.94, "iou": 0.5, "precision": 0.75, "recall": 0.6, "f1": pytest.approx(2 / 3)
+        "accuracy": 0.94,
+        "iou": 0.5,
+        "precision": 0.75,
+        "recall": 0.6,
+        "f1": pytest.approx(2 / 3),
     }
     assert count + Confusion(1, 2, 3, 4) == Confusion(7, 4, 7, 92)
     assert count.background == Confusion(fn=10, tn=90)
     assert count.background.scores() == {
-        "accuracy": 0.9, "iou": 0, "precision": 0, "recall": 0, "f1": 0
+        "accuracy": 0.9,
+        "iou": 0,
+        "precision": 0,
+        "recall": 0,
+        "f1": 0,
     }
 
 
-@pytest.mark.parametrize("count, expected", [
-    (Confusion(tn=5), (1, 1, 1, 1, 1)),  # nothing there, nothing said
-    (Confusion(), (1, 1, 1, 1, 1)),
-    (Confusion(fn=2, tn=3), (0.6, 0, 0, 0, 0)),  # nothing said: no precision to speak of
-    (Confusion(fp=2, tn=3), (0.6, 0, 0, 0, 0)),  # nothing to find: no recall
-])
+@pytest.mark.parametrize(
+    "count, expected",
+    [
+        (Confusion(tn=5), (1, 1, 1, 1, 1)),  # nothing there, nothing said
+        (Confusion(), (1, 1, 1, 1, 1)),
+        (Confusion(fn=2, tn=3), (0.6, 0, 0, 0, 0)),  # nothing said: no precision to speak of
+        (Confusion(fp=2, tn=3), (0.6, 0, 0, 0, 0)),  # nothing to find: no recall
+    ],
+)
 def test_divisions_by_zero(count, expected):
     assert tuple(count.scores().values()) == expected
 
@@ -85,7 +96,9 @@ def test_summary_groups_pools_and_takes_medians():
     assert found["cities"]["a"]["iou"] == 5 / 18
     assert found["cities"]["b"]["iou"] == 1
     assert {name: row["tiles"] for name, row in found["scenes"].items()} == {
-        "a/a1": 2, "a/a2": 1, "b/b1": 1
+        "a/a1": 2,
+        "a/a2": 1,
+        "b/b1": 1,
     }
     assert found["scenes"]["a/a1"]["iou"] == 4 / 14
 
@@ -104,8 +117,10 @@ def test_calibration_finds_the_best_threshold(seed):
     half = [metrics.histogram(probability[part], labels[part]) for part in (slice(2), slice(2, 4))]
     threshold, iou = metrics.calibrate(half[0] + half[1])
     by_search = [
-        sum((counted_by_loops(p, y, k / 256) for p, y in zip(probability, labels, strict=True)),
-            Confusion()).iou
+        sum(
+            (counted_by_loops(p, y, k / 256) for p, y in zip(probability, labels, strict=True)),
+            Confusion(),
+        ).iou
         for k in range(1, 256)
     ]
     assert iou == max(by_search)
@@ -126,7 +141,12 @@ def test_table_shows_every_row_with_its_baseline():
     text = metrics.table(metrics.summarise(counts, [tile("a", "a1"), tile("b", "b1")]))
     head, *lines = text.splitlines()
     assert [line.split("  ")[0] for line in lines] == [
-        "all tiles, pooled", "median tile", "city a", "city b", "scene a/a1", "scene b/b1"
+        "all tiles, pooled",
+        "median tile",
+        "city a",
+        "city b",
+        "scene a/a1",
+        "scene b/b1",
     ]
     numbers = "2 25.0% 0.625 0.850 0.625 1.000 0.769 | 0.000 0.750"
     assert " ".join(lines[0].split()) == f"all tiles, pooled {numbers}"

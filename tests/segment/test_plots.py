@@ -8,8 +8,12 @@ from matplotlib.figure import Figure
 from segment import plots
 
 HISTORY = [
-    {f"{part}_{name}": str(0.1 * epoch + (part == "val") * 0.05) for part in ("train", "val")
-     for name in ("accuracy", "iou", "loss")} | {"epoch": str(epoch)}
+    {
+        f"{part}_{name}": str(0.1 * epoch + (part == "val") * 0.05)
+        for part in ("train", "val")
+        for name in ("accuracy", "iou", "loss")
+    }
+    | {"epoch": str(epoch)}
     for epoch in (1, 2, 3)
 ]
 

@@ -235,19 +235,22 @@ def test_several_scenes_or_a_folder_give_named_files(tmp_path, model):
     assert (out / "a1.png").exists()
 
 
-@pytest.mark.parametrize("arguments, sentence", [
-    (["a1.tif", "b1.tif", "--out", "x.tif"], "a folder was expected for 2 scenes"),
-    (["a1.tif", "sub/a1.tif", "--out", "x"], "another scene is to give"),
-    (["a1.tif", "--out", "a1.tif"], "would be overwritten"),
-    (["a1.tif", "b1.tif", "--out", "."], "would be overwritten"),
-    (["a1.tif", "--out", "x.png", "--format", "gpkg"], r"expected to end in \.gpkg"),
-    (["a1.tif", "--out", "x.shp"], r"expected to end in \.tif"),
-    (["a1.tif", "--out", "x.tif", "--overlap", "300"], "overlap must be 0 to 256"),
-    (["a1.tif", "--out", "x.tif", "--overlap", "-1"], "overlap must be 0 to 256"),
-    (["a1.tif", "--out", "x.tif", "--pixel-size", "10"], r"a1\.tif has pixels of 10 m"),
-    (["none.tif", "--out", "x.tif"], r"none\.tif"),
-    (["text.tif", "--out", "x.tif"], r"text\.tif"),
-])
+@pytest.mark.parametrize(
+    "arguments, sentence",
+    [
+        (["a1.tif", "b1.tif", "--out", "x.tif"], "a folder was expected for 2 scenes"),
+        (["a1.tif", "sub/a1.tif", "--out", "x"], "another scene is to give"),
+        (["a1.tif", "--out", "a1.tif"], "would be overwritten"),
+        (["a1.tif", "b1.tif", "--out", "."], "would be overwritten"),
+        (["a1.tif", "--out", "x.png", "--format", "gpkg"], r"expected to end in \.gpkg"),
+        (["a1.tif", "--out", "x.shp"], r"expected to end in \.tif"),
+        (["a1.tif", "--out", "x.tif", "--overlap", "300"], "overlap must be 0 to 256"),
+        (["a1.tif", "--out", "x.tif", "--overlap", "-1"], "overlap must be 0 to 256"),
+        (["a1.tif", "--out", "x.tif", "--pixel-size", "10"], r"a1\.tif has pixels of 10 m"),
+        (["none.tif", "--out", "x.tif"], r"none\.tif"),
+        (["text.tif", "--out", "x.tif"], r"text\.tif"),
+    ],
+)
 def test_bad_requests_are_refused_in_one_sentence(
     tmp_path, monkeypatch, model, arguments, sentence
 ):
@@ -273,9 +276,10 @@ def test_a_scene_that_breaks_off_leaves_nothing(tmp_path, model, form, name):
     assert [path.name for path in tmp_path.iterdir()] == ["scene.tif"]
 
 
-@pytest.mark.parametrize("arguments", [
-    ["--threshold", "1.5"], ["--pixel-size", "0"], ["--format", "jpg"], ["--device", "tpu"]
-])
+@pytest.mark.parametrize(
+    "arguments",
+    [["--threshold", "1.5"], ["--pixel-size", "0"], ["--format", "jpg"], ["--device", "tpu"]],
+)
 def test_bad_options_exit_with_2(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as caught:
         main(["a.tif", "--out", "b.tif", *arguments])
@@ -335,6 +339,8 @@ def test_a_real_scene_keeps_its_place(tmp_path, model):
     main([str(BANEPA), "--out", str(tmp_path / "mask.tif")])
     with rasterio.open(BANEPA) as before, rasterio.open(tmp_path / "mask.tif") as after:
         assert (after.crs, after.transform, after.shape) == (
-            before.crs, before.transform, before.shape
+            before.crs,
+            before.transform,
+            before.shape,
         )
         assert set(np.unique(after.read(1))) == {0, 255}
