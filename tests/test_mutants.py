@@ -175,10 +175,10 @@ MUTANTS = {
         "tests/minicnn/test_layers.py::test_gradients_along_a_random_direction[True-row]",
     ),
     "skips handed back in the wrong order": Mutant(
-        UNET, ".backward(dx) + dskips.pop()", ".backward(dx) + dskips.pop(0)", WHOLE_NET
+        UNET, ".backward(dx, dskips.pop())", ".backward(dx, dskips.pop(0))", WHOLE_NET
     ),
     "skip's gradient dropped": Mutant(
-        UNET, ".backward(dx) + dskips.pop()", ".backward(dx)", WHOLE_NET
+        UNET, ".backward(dx, dskips.pop())", ".backward(dx)", WHOLE_NET
     ),
     "predict unlike forward": Mutant(
         UNET,
