@@ -13,6 +13,7 @@ class Net:
         self.x = rng.random((batch, tile, tile, 3), np.float32)
         self.labels = (rng.random((batch, tile, tile, 1)) > 0.8).astype(np.float32)
         self.net = UNet()
+        self.model = UNet().freeze()  # as a model that is loaded from a file
         self.optimizer = mc.optim.Adam(self.net, lr=1e-3)
 
     def train(self) -> None:
@@ -22,7 +23,7 @@ class Net:
         self.optimizer.step()
 
     def predict(self) -> None:
-        self.net.predict(self.x)
+        self.model.predict(self.x)
 
 
 class Block:

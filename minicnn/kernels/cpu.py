@@ -27,7 +27,7 @@ from minicnn.threads import run
 
 PIECE = 1 << 16  # values
 
-__all__ = [  # the ops; `lift` and `in_pieces` are there for their users
+__all__ = [  # the ops; what else is here serves layers and optimisers
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -140,6 +140,29 @@ def conv_bn_relu(
     plain = None if skip is None else _array(skip)
     y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
     return _like(x, y), plain_cache
+
+
+def conv_bn_relu_predict(
+    x: Any,
+    skip: Any,
+    w: Array,
+    b: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics,
+    pad: Pad = 0,
+    eps: float = 1e-5,
+    kept: dict[Any, Any] | None = None,
+) -> Any:
+    """The block in inference: by given statistics, with nothing kept for a backward pass.
+
+    kept: what was derived from these very constants before, for use again; None: they may change.
+    """
+    sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
+    if cpu_blocks.fits(sources, w, pad):
+        y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
+        return y if isinstance(x, Map) else y.value()
+    return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
 
 
 def conv_bn_relu_backward(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
-from minicnn.kernels.cpu_toom import OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points, toom
 from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
     LIMIT_BYTES,
@@ -32,7 +32,6 @@ SMALL = 32  # pixels a row, up to which the weights are large beside the image
 TAPS = 2
 P = TAPS + OUTPUTS - 1
 SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees its two rows
-ONE = 1  # the point 1, whose powers are all 1: what is added there is added to every output
 
 
 def fits(x: Map) -> bool:

@@ -112,11 +112,14 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
         patch.setattr(cpu_blocks, "method", method)
         y, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
         dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, True)
+        known = cache.statistics
+        folded = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, known, pad, 1e-5, None)
     dx64, dskip64, *grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
     dx64 *= x.value() > 0
 
     bound = METHODS[how]
     assert error(y.value(), y64) < bound
+    assert error(folded.value(), y64) < bound
     assert error(dx[0].dy, dx64) < bound
     np.testing.assert_allclose(dx[0].sums[0], dx64.sum((0, 1, 2)), atol=bound * sums(dx64))
     np.testing.assert_allclose(
@@ -269,10 +272,13 @@ def test_the_number_of_threads_does_not_change_a_bit(rng, team):
             np.testing.assert_array_equal(a, b)
 
 
-def test_predictions_from_several_threads_at_once(rng):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_predictions_from_several_threads_at_once(rng, frozen):
     net = UNet()
     inputs = [normal(rng, N, size, 64, 3) for N, size in ((1, 64), (2, 32), (1, 128), (1, 16)) * 3]
     expected = [net.predict(x) for x in inputs]
+    if frozen:
+        net.freeze()
     results = [[] for _ in inputs]
 
     def work(i):
@@ -302,6 +308,24 @@ def test_training_follows_the_readable_path(rng):
             optimizer.step()
         assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert losses[1] < 0.68  # from log 2
+
+
+def test_a_frozen_net_cannot_move_under_what_it_keeps(rng):
+    net, x = UNet(), normal(rng, 1, 32, 32, 3)
+    net.freeze().predict(x)
+    step(net, *batch(rng, 1, 32))
+    with pytest.raises(ValueError, match="read-only"):
+        mc.optim.Adam(net).step()
+    with pytest.raises(ValueError, match="read-only"):
+        net.parameters()["encoder0.0.w"][...] = 0
+
+
+def test_a_net_that_is_not_frozen_sees_its_weights_move(rng):
+    net, x = UNet(), normal(rng, 1, 32, 32, 3)
+    for thawed in (net, UNet().freeze().astype(np.float32)):
+        before = thawed.predict(x)
+        thawed.parameters()["encoder0.0.w"][...] *= -1
+        assert np.abs(thawed.predict(x) - before).max() > 1e-4 * np.abs(before).max()
 
 
 # ---------------------------------------------------------------------------- threads and memory
