@@ -26,10 +26,10 @@ def machine() -> dict[str, str]:
     blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
     return {
         "processor": f"{model}, {os.cpu_count()} cores",
-        "python": platform.python_version(),
-        "numpy": version("numpy"),
+        "python": f"Python {platform.python_version()}",
+        "numpy": f"NumPy {version('numpy')}",
         "blas": ", ".join(f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas),
-        "torch": version("torch"),
+        "torch": f"PyTorch {version('torch')}",
         "date": time.strftime("%Y-%m-%d"),
     }
 
