@@ -3,16 +3,27 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test lint
+.PHONY: train test serve lint notebooks docs
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
 	$(PY) -m pytest -m "not slow and not gpu"
 
+serve: .venv/api
+	.venv/bin/gunicorn -c docker/gunicorn.conf.py
+
 lint: .venv/lint
 	$(PY) -m ruff check .
+	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+notebooks: .venv/docs
+	$(PY) docs/notebooks/run.py $(ARGS)
+
+docs: .venv/docs
+	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html
+	@echo site/html/index.html
 
 .venv/pip:
 	$(PYTHON) -m venv .venv
@@ -26,6 +37,14 @@ lint: .venv/lint
 	$(PIP) --editable .[test]
 	touch $@
 
+.venv/api: .venv/core setup.cfg
+	$(PIP) --editable .[api]
+	touch $@
+
 .venv/lint: .venv/core setup.cfg
 	$(PIP) --editable .[lint]
+	touch $@
+
+.venv/docs: .venv/core setup.cfg
+	$(PIP) --editable .[docs]
 	touch $@

@@ -40,8 +40,9 @@ def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
             arrays = {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118
             document, digest = envelope["about"], envelope["sha256"]
             about = json.loads(document)
-    except FileNotFoundError:
-        raise CheckpointError(f"{path}: there is no such checkpoint") from None
+    except FileNotFoundError:  # what safetensors says of a file that may not be read, too
+        why = "it can't be read" if Path(path).exists() else "there is no such checkpoint"
+        raise CheckpointError(f"{path}: {why}") from None
     except KeyError:
         raise CheckpointError(f"{path}: expected a checkpoint that minicnn wrote") from None
     except (SafetensorError, TypeError, ValueError, OSError) as error:

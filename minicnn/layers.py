@@ -216,9 +216,12 @@ def running_statistics(state: dict[str, Array]) -> Statistics:
 
 def update_running(state: dict[str, Array], batch: Statistics, count: int) -> None:
     """Move the running statistics towards the batch's; the variance made unbiased, n / (n - 1)."""
-    unbiased = batch.var * (count / max(1, count - 1))
+    unbias = count / max(1, count - 1)
+    fused = kernels_for(batch.mean).update_running
+    if fused and batch.mean.dtype == np.float32:
+        return fused(state["mean"], state["var"], batch, MOMENTUM, unbias)
     state["mean"] = (1 - MOMENTUM) * state["mean"] + MOMENTUM * batch.mean
-    state["var"] = (1 - MOMENTUM) * state["var"] + MOMENTUM * unbiased
+    state["var"] = (1 - MOMENTUM) * state["var"] + MOMENTUM * unbias * batch.var
 
 
 class BatchNorm2d(Layer):

@@ -5,9 +5,11 @@ without a label. Losses are means over the valid pixels, or ratios of sums over 
 """
 
 from collections.abc import Callable
-from typing import Protocol
+from typing import Any, Protocol
 
-from minicnn.backend import Array, array_module, check_float
+import numpy as np
+
+from minicnn.backend import Array, array_module, check_float, kernels_for
 
 
 class Loss(Protocol):
@@ -31,7 +33,8 @@ def bce_with_logits(
     In logits: (1 - y) x + (1 + (w - 1) y) (log(1 + exp(-|x|)) + max(-x, 0)), where nothing
     overflows. `pos_weight` w counts a building's pixel w times.
     """
-    _check(logits, labels)
+    if fused := _fused(logits, labels):
+        return fused("bce", logits, labels, valid, pos_weight)
     xp = array_module(logits)
     weight = 1 + (pos_weight - 1) * labels
     softplus = xp.log1p(xp.exp(-xp.abs(logits))) + xp.maximum(-logits, 0)
@@ -53,6 +56,8 @@ def soft_dice(
 
     Milletari, Navab, Ahmadi 2016, arXiv:1606.04797. `smooth` s keeps empty masks harmless.
     """
+    if fused := _fused(logits, labels):
+        return fused("dice", logits, labels, valid, smooth)
     p, both, total = _overlaps(logits, labels, valid)
     ratio = (2 * both + smooth) / (total + smooth)
     dp = (ratio - 2 * labels) / (total + smooth)
@@ -63,6 +68,8 @@ def soft_jaccard(
     logits: Array, labels: Array, smooth: float = 1.0, *, valid: Array | None = None
 ) -> tuple[float, Array]:
     """1 - (sum(p y) + s) / (sum(p) + sum(y) - sum(p y) + s): intersection over union, soft."""
+    if fused := _fused(logits, labels):
+        return fused("jaccard", logits, labels, valid, smooth)
     p, both, total = _overlaps(logits, labels, valid)
     union = total - both + smooth
     ratio = (both + smooth) / union
@@ -86,9 +93,14 @@ def _check(logits: Array, labels: Array) -> None:
         raise ValueError(f"labels {labels.shape} do not fit logits {logits.shape}")
 
 
+def _fused(logits: Array, labels: Array) -> Any:
+    """The kernel for all three losses and their gradients, where there is one for `logits`."""
+    _check(logits, labels)
+    return kernels_for(logits).loss if logits.dtype == np.float32 else None
+
+
 def _overlaps(logits: Array, labels: Array, valid: Array | None) -> tuple[Array, Array, Array]:
     """p, sum(p y), sum(p) + sum(y), the sums over valid pixels and in float64."""
-    _check(logits, labels)
     p = sigmoid(logits)
     counted = p if valid is None else p * valid
     known = labels if valid is None else labels * valid

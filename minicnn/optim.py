@@ -2,6 +2,8 @@
 
 import math
 
+import numpy as np
+
 from minicnn.backend import Array, array_module, kernels_for
 from minicnn.layers import Layer
 
@@ -40,8 +42,6 @@ class Optimizer:
 
     def state(self) -> dict[str, Array]:
         """The averages and the step count, as arrays by name."""
-        import numpy as np
-
         return {**self.averages, "steps": np.array(self.steps, np.int64)}
 
     def load_state(self, state: dict[str, Array]) -> None:
@@ -88,19 +88,41 @@ class Adam(Optimizer):
         super().__init__(net, lr, weight_decay)
         self.betas, self.eps = betas, eps
 
+    def step(self) -> None:
+        parameters, gradients = self.net.parameters(), self.net.gradients()
+        fused = kernels_for(next(iter(parameters.values()))).adam
+        if fused is None or any(p.dtype != np.float32 for p in parameters.values()):
+            return super().step()
+        self.steps += 1
+        rows = [
+            (p, gradients[name], self.averages[f"m.{name}"], self.averages[f"v.{name}"])
+            for name, p in parameters.items()
+        ]
+        fused(rows, self.betas, *self._corrected(), self.eps, *self._decays())
+
+    def _corrected(self) -> tuple[float, float]:
+        """The step and the divisor of sqrt(v), with which averages that start at 0 are right."""
+        beta1, beta2 = self.betas
+        return self.lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
+
+    def _decays(self) -> tuple[float, float]:
+        """How much of a parameter is added to its gradient, and taken off the parameter."""
+        return self.weight_decay, 0.0
+
     def update(self, p: Array, g: Array, *averages: Array) -> Array:
-        if self.weight_decay:
-            g = g + self.weight_decay * p
-        return self.adaptive(g, *averages)
+        decay, shrink = self._decays()
+        if decay:
+            g = g + decay * p
+        step = self.adaptive(g, *averages)
+        return step + shrink * p if shrink else step
 
     def adaptive(self, g: Array, m: Array, v: Array) -> Array:
         """Adam's step for gradient `g`."""
         beta1, beta2 = self.betas
         m += (1 - beta1) * (g - m)
         v += (1 - beta2) * (g * g - v)
-        step_size = self.lr / (1 - beta1**self.steps)
-        root = array_module(v).sqrt(v) / math.sqrt(1 - beta2**self.steps)
-        return step_size * m / (root + self.eps)
+        step, root = self._corrected()
+        return step * m / (array_module(v).sqrt(v) / root + self.eps)
 
 
 class AdamW(Adam):
@@ -109,8 +131,8 @@ class AdamW(Adam):
     Loshchilov & Hutter 2019, arXiv:1711.05101.
     """
 
-    def update(self, p: Array, g: Array, *averages: Array) -> Array:
-        return self.adaptive(g, *averages) + self.lr * self.weight_decay * p
+    def _decays(self) -> tuple[float, float]:
+        return 0.0, self.lr * self.weight_decay
 
 
 def clip_gradients(net: Layer, max_norm: float) -> float:

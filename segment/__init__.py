@@ -1,6 +1,10 @@
 """Find buildings in aerial photographs: data, training, prediction around a U-Net."""
 
-from typing import Any
+from typing import TYPE_CHECKING, Any
+
+if TYPE_CHECKING:
+    from segment.model import Model, load_model
+    from segment.predict import predict_scene
 
 __all__ = ["Model", "load_model", "predict_scene"]
 

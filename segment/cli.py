@@ -5,6 +5,7 @@ import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
+from pathlib import Path
 from typing import NoReturn, TypeVar
 
 from tqdm import tqdm
@@ -141,6 +142,13 @@ def _number(text: str) -> float:
         return float(text)
     except ValueError:
         return math.nan
+
+
+def check_folder(path: Path) -> None:
+    """InputError if a file stands where a folder is to be: at `path`, or where a parent would."""
+    there = next(place for place in (path, *path.parents) if place.exists())
+    if not there.is_dir():
+        raise InputError(f"{there} is a file, where a folder was expected")
 
 
 def progress(

@@ -2,6 +2,7 @@
 
 import argparse
 import json
+import sys
 from pathlib import Path
 from typing import Any
 
@@ -39,6 +40,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     model = load_model(options.model).to(choose_device(options.device))
     store, indices, what = _choose(options, model)
+    _warn_of_learnt_tiles(options.model, store, indices)
     counts = evaluate_tiles(model, store, indices)
     summary = summarise(counts, [store.tiles[i] for i in indices])
     if options.json:
@@ -90,6 +92,18 @@ def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArr
         split = make_split(store.tiles, scenario, trained.get("seed", 0))
     indices = split.indices(store.tiles, "test")
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
+
+
+def _warn_of_learnt_tiles(model: str | None, store: TileStore, indices: NDArray[np.intp]) -> None:
+    """Say so if the model of a run is scored on tiles that it was trained or calibrated on."""
+    file = Run(model).split if model else None
+    if file is None or not file.exists():
+        return
+    parts = Split.load(file).parts
+    learnt = {*parts["train"], *parts["val"]}
+    count = sum(store.tiles[i].id in learnt for i in indices)
+    if count:
+        print(f"{count} of these {len(indices)} tiles were used in training", file=sys.stderr)
 
 
 if __name__ == "__main__":

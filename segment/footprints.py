@@ -133,24 +133,32 @@ def write(footprints: Footprints, path: str | Path) -> None:
 
 
 def write_geojson(footprints: Footprints, path: str | Path) -> None:
+    """`feature_collection` as a file."""
     with atomic_write(path) as temporary:
         temporary.write_text(json.dumps(feature_collection(footprints)))
 
 
 def write_geopackage(footprints: Footprints, path: str | Path) -> None:
-    """Layer `buildings` in the scene's own CRS, with `area_m2`."""
+    """Layer `buildings` in the scene's own CRS, with `area_m2`; InputError where it can't be."""
+    import pyogrio.errors
     import pyogrio.raw
     import shapely
 
     with atomic_write(path) as temporary:
         temporary.unlink()  # the driver makes the file itself, and an empty one is none
-        pyogrio.raw.write(
-            temporary,
-            geometry=shapely.to_wkb(footprints.outlines),
-            field_data=[footprints.area_m2],
-            fields=["area_m2"],
-            crs=footprints.crs,
-            geometry_type="Polygon",
-            layer="buildings",
-            driver="GPKG",
-        )
+        try:
+            pyogrio.raw.write(
+                temporary,
+                geometry=shapely.to_wkb(footprints.outlines),
+                field_data=[footprints.area_m2],
+                fields=["area_m2"],
+                crs=footprints.crs,
+                geometry_type="Polygon",
+                layer="buildings",
+                driver="GPKG",
+            )
+            written = pyogrio.raw.read(temporary)[2]
+        except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
+            raise InputError(f"{path} could not be written: is the disk full?") from error
+        if len(written) != len(footprints.outlines):  # GDAL doesn't always say
+            raise InputError(f"{path} could not be written whole: is the disk full?")

@@ -12,6 +12,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
+from minicnn.backend import Array, array_module
 from segment.tiles import Tile
 
 BINS = 256
@@ -148,15 +149,16 @@ def _grouped(counts: NDArray[np.int64], names: list[str]) -> dict[str, Any]:
     return {str(name): _pooled(counts[labels == name]) for name in np.unique(labels)}
 
 
-def histogram(probability: NDArray[np.float32], labels: NDArray[np.uint8]) -> NDArray[np.int64]:
+def histogram(probability: Array, labels: Array) -> Array:
     """Count pixels by class and probability: (2, 256), row 1 the buildings; sums over batches.
 
     Bin k holds k/256 <= p < (k + 1)/256 (the last one p = 1 as well), so "p >= k/256" is exactly
     "bin k or above".
     """
-    bins = np.minimum(probability * BINS, BINS - 1).astype(np.int64)
-    rows = [np.bincount(bins[labels == truth], minlength=BINS) for truth in (0, 1)]
-    return np.stack(rows)
+    xp = array_module(probability)
+    bins = xp.minimum(probability * BINS, BINS - 1).astype(np.int64)
+    cell = xp.where(labels < 2, labels.astype(np.int64) * BINS + bins, 2 * BINS)
+    return xp.bincount(cell.reshape(-1), minlength=2 * BINS)[: 2 * BINS].reshape(2, BINS)
 
 
 def calibrate(counts: NDArray[np.int64]) -> tuple[float, float]:

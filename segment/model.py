@@ -7,7 +7,7 @@ from typing import Any
 import numpy as np
 
 import minicnn
-from minicnn.backend import Array, to_device, to_host
+from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
 from segment.scenes import Reading
@@ -20,7 +20,7 @@ MEAN, SCALE = 127.5, 64.0
 
 def normalise(pixels: Array) -> Array:
     """Bytes 0 ... 255 to float32 around 0: (pixels - 127.5) / 64, on the device they are on."""
-    return (pixels.astype(np.float32) - np.float32(MEAN)) / np.float32(SCALE)
+    return kernels_for(pixels).normalise(pixels, MEAN, SCALE)
 
 
 @dataclass(frozen=True)
@@ -52,11 +52,14 @@ def architecture(net: UNet) -> dict[str, Any]:
 
 @dataclass
 class Model:
+    """A net with what its file says of it, on a device; `predict` may run in several threads."""
+
     net: UNet
     info: ModelInfo
     device: str = "cpu"
 
     def to(self, device: str) -> "Model":
+        """The model on "cpu" or "gpu"; its net moves, not copied."""
         self.net.to(device)
         return replace(self, device=device)
 
@@ -85,7 +88,15 @@ def load_model(path: str | Path | None = None) -> Model:
         file /= BEST
     arrays, about = load(file)
     info = _info(about, file)
-    net = UNet(**info.architecture)
+    try:
+        net = UNet(**info.architecture)
+    except (TypeError, ValueError, IndexError) as error:
+        raise CheckpointError(f"{file}: the model is no U-Net of ours ({error})") from error
+    if (net.in_channels, net.classes) != (3, 1):
+        raise CheckpointError(
+            f"{file}: a net from red, green and blue to one class was expected, not from "
+            f"{net.in_channels} channels to {net.classes} classes"
+        )
     load_net(net, arrays, file)
     net.freeze()
     return Model(net, info)

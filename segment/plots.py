@@ -1,6 +1,7 @@
 """Pictures of a training run and of a mask over its photograph."""
 
 from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
@@ -31,11 +32,12 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             values = [float(row[f"{part}_{name}"]) for row in history]
             axes.plot(epochs, values, marker=".", label=label)
         axes.set(title=title, xlabel="epoch")
+        axes.set_xlim(0.5, max(epochs) + 0.5)
         axes.xaxis.set_major_locator(MaxNLocator(integer=True))
         axes.grid(alpha=0.3)
         if name != "loss":
             axes.set_ylim(0, 1)
-        axes.legend()
+        axes.legend(loc="upper right" if name == "loss" else "lower right")
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
 
@@ -47,6 +49,35 @@ def tinted(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uin
     mixed = (1 - OPACITY) * pixels[where] + OPACITY * np.array(TINT)
     picture[where] = np.rint(mixed).astype(np.uint8)
     return picture
+
+
+@dataclass(frozen=True)
+class Example:
+    """A photograph (H, W, 3) with its true and its predicted mask (H, W), non-zero building."""
+
+    name: str
+    pixels: NDArray[np.uint8]
+    truth: NDArray[Any]
+    predicted: NDArray[Any]
+
+
+def examples(rows: Sequence[Example], path: str | Path) -> None:
+    """Draw photograph, truth and prediction side by side, a row for each example, as a PNG file."""
+    from matplotlib.backends.backend_agg import FigureCanvasAgg
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(9, 3.2 * len(rows)), layout="constrained")
+    grid = figure.subplots(len(rows), 3, squeeze=False)
+    for axes, title in zip(grid[0], ("photograph", "truth", "prediction"), strict=True):
+        axes.set_title(title)
+    for line, row in zip(grid, rows, strict=True):
+        pictures = row.pixels, tinted(row.pixels, row.truth), tinted(row.pixels, row.predicted)
+        for axes, picture in zip(line, pictures, strict=True):
+            axes.imshow(picture)
+            axes.set(xticks=[], yticks=[])
+        line[0].set_ylabel(row.name)
+    with atomic_write(path) as temporary:
+        FigureCanvasAgg(figure).print_png(temporary)
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], path: str | Path) -> None:

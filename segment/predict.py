@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicnn.backend import choose_device
 from segment import footprints
 from segment.blending import WINDOW, Floats, Progress, blended_bands, resampled_bands
-from segment.cli import add_device, parser, positive, progress, run, within
+from segment.cli import add_device, check_folder, parser, positive, progress, run, within
 from segment.errors import InputError
 from segment.model import Model, load_model
 from segment.plots import overlay
@@ -200,7 +200,7 @@ def _format_of(out: str) -> str:
 
 
 def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
-    """The file that each scene gives; InputError where two are one, or one is a scene itself."""
+    """The file that each scene gives; InputError where two are one, or one can't or mustn't be."""
     path = Path(out)
     if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
         paths = [path / f"{scene.image.stem}{ENDINGS[form][0]}" for scene in found]
@@ -213,6 +213,7 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
     taken = Counter(paths)
     inputs = {scene.image.resolve() for scene in found}
     for scene, target in zip(found, paths, strict=True):
+        check_folder(target.parent)
         if taken[target] > 1:
             raise InputError(f"{scene.image}: another scene is to give {target}, too")
         if target.resolve() in inputs:
@@ -235,7 +236,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         )
         if options.format in ("tif", "probability"):
             limit = threshold if options.format == "tif" else None
-            _write_bands(bands, path, dataset, limit)
+            write_bands(bands, path, dataset, limit)
         elif options.format == "png":
             parts = [(band.pixels, band.mask(threshold)) for band in bands]
             pixels, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
@@ -247,7 +248,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
             footprints.write(found, path)
 
 
-def _write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
+def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
     """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
     profile = _profile(dataset, "float32" if threshold is None else "uint8")
     with write_raster(path, profile) as out:

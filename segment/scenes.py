@@ -113,6 +113,8 @@ def open_raster(path: str | Path) -> Iterator[DatasetReader]:
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture") from error
         with dataset:
+            if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
+                raise InputError(f"{path} names another file for its overviews: that isn't read")
             yield dataset
 
 
@@ -439,7 +441,12 @@ def find_scenes(paths: Iterable[str | Path], labelled: bool = True) -> list[Scen
     same ground are one scene, so that no split parts them. Raises InputError.
     """
     found = [_scene(pair) for path in paths for pair in find_pairs(Path(path), labelled)]
-    once = {scene.image.resolve(): scene for scene in found}
+    once: dict[Path, Scene] = {}
+    for scene in found:
+        other = once.get(scene.image.resolve(), scene)
+        if scene.label and other.label and not scene.label.samefile(other.label):
+            raise InputError(f"{scene.image} has two masks, {other.label} and {scene.label}")
+        once[scene.image.resolve()] = scene
     scenes = sorted(once.values(), key=lambda scene: (scene.city, scene.stem, scene.image))
     return sorted(_unique(_one_ground(scenes)), key=lambda scene: (scene.city, scene.stem))
 

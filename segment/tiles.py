@@ -107,8 +107,9 @@ def open_store(
                 _build(folder / key, scenes, reading, pixel_size)
                 store = _load(folder / key)
     except OSError as error:
-        where = error.filename or folder
-        reason = error.strerror or error
+        where, reason = str(error.filename or folder), error.strerror or error
+        if not where.startswith(str(folder)):  # it is a source that can't be read
+            raise
         raise InputError(f"{where}: tiles can't be kept in {folder}: {reason}") from error
     if store is None:
         raise InputError(f"{folder / key} doesn't hold what was written there: is the disk sound?")

@@ -8,12 +8,13 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import choose_device
+from minicnn.backend import choose_device, free_memory, out_of_memory
 from segment.cli import (
     add_data,
     add_device,
     add_pixel_size,
     add_reading,
+    check_folder,
     parser,
     positive,
     run,
@@ -22,10 +23,11 @@ from segment.cli import (
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles
 from segment.metrics import Confusion, summarise, table
-from segment.model import ModelInfo, load_model
-from segment.plots import overlay
+from segment.model import Model, ModelInfo, load_model
+from segment.plots import Example, examples
+from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run, read_json, write_json
-from segment.scenes import Reading, find_scenes
+from segment.scenes import BUILDING, Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
@@ -44,7 +46,7 @@ class Settings:
     epochs: int = 30
     batch_size: int = AUTO_BATCH
     lr: float = 1e-3
-    patience: int = 10
+    patience: int = 15
     pixel_size: float | None = None
     seed: int = 0
     init: str | None = None
@@ -59,7 +61,11 @@ class Settings:
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     device = choose_device(options.device)
+    free = free_memory() if device == "gpu" else 0
+    if options.batch_size == "auto":
+        options.batch_size = None if options.resume else _auto_batch(device, free)
     folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+    check_folder(folder.folder)
     settings, resumes = _settle(options, folder)
     if folder.metrics.exists():
         print(f"{folder.folder} is finished")
@@ -76,7 +82,10 @@ def main(arguments: list[str]) -> None:
         split.save(folder.split)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
-    trainer.fit()
+    try:
+        trainer.fit()
+    except out_of_memory():
+        raise InputError(_too_large(trainer.batch_size, free)) from None
     _test(folder, store, parts["test"], device, settings)
     _report(folder)
 
@@ -92,7 +101,10 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
-        "--batch-size", type=_batch, metavar="N|auto", help=f"tiles a step; auto is {AUTO_BATCH}"
+        "--batch-size",
+        type=_batch,
+        metavar="N|auto",
+        help="tiles a step; auto: what fits the GPU's memory",
     )
     p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
     p.add_argument(
@@ -108,8 +120,28 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _batch(text: str) -> int:
-    return AUTO_BATCH if text == "auto" else whole(1)(text)
+def _batch(text: str) -> int | str:
+    return text if text == "auto" else whole(1)(text)
+
+
+def _auto_batch(device: str, free: int) -> int:
+    """Tiles a step: on a GPU what fits its free memory, within reason."""
+    if device == "cpu":
+        return AUTO_BATCH
+    batch = min(LARGEST_AUTO, largest_batch(UNet(), free))
+    if batch == 0:
+        raise InputError(_too_large(1, free))
+    return batch
+
+
+def _too_large(batch: int, free: int) -> str:
+    net = UNet()
+    fits = min(largest_batch(net, free), batch - 1)
+    advice = f"--batch-size {fits} would fit" if fits > 0 else "not even one tile fits"
+    return (
+        f"a batch of {batch} tiles takes {training_bytes(net, batch) / 2**30:.1f} GiB and the GPU "
+        f"has {free / 2**30:.1f} GiB free: {advice}"
+    )
 
 
 def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
@@ -149,10 +181,10 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
 def _load(path: Path) -> Settings:
     """The settings in a run's config.json."""
     document = read_json(path)
-    known: Any = {name: _frozen(value) for name, value in document.items()}
     try:
+        known: Any = {name: _frozen(value) for name, value in document.items()}
         return Settings(**known)
-    except TypeError as error:
+    except (AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected the settings of a run ({error})") from None
 
 
@@ -203,17 +235,30 @@ def _trainer(
 def _test(
     folder: Run, store: TileStore, tiles: np.ndarray, device: str, settings: Settings
 ) -> None:
-    """Score the best model on the test part; draw it over the test tile of median IoU."""
+    """Score the best model on the test part; draw examples of what it finds there."""
     model = load_model(folder.best).to(device)
     counts = evaluate_tiles(model, store, tiles)
-    ious = [Confusion(*map(int, row)).iou for row in counts]
-    middle = int(tiles[np.argsort(ious)[len(ious) // 2]])
-    pixels = np.asarray(store.images[middle])
-    mask = model.predict(pixels[None])[0] >= model.info.threshold
-    overlay(pixels, mask.astype(np.uint8), folder.overlay)
+    _draw_examples(folder, store, tiles, model, counts)
     summary = summarise(counts, [store.tiles[i] for i in tiles])
     document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
     write_json(folder.metrics, document)  # last: it marks the run as finished
+
+
+def _draw_examples(
+    folder: Run, store: TileStore, tiles: np.ndarray, model: Model, counts: np.ndarray
+) -> None:
+    """Draw three test tiles: those at the quartiles of IoU among the tiles with buildings."""
+    ious = np.array([Confusion(*map(int, row)).iou for row in counts])
+    built = counts[:, 0] + counts[:, 2] > 0  # tp + fn
+    order = np.argsort(-ious)
+    order = order[built[order]] if built.any() else order
+    rows = []
+    for i in order[sorted({len(order) * quarters // 4 for quarters in (1, 2, 3)})]:
+        tile, pixels = store.tiles[tiles[i]], np.asarray(store.images[tiles[i]])
+        mask = model.predict(pixels[None])[0] >= model.info.threshold
+        truth = store.labels[tiles[i]] == BUILDING
+        rows.append(Example(f"{tile.stem}: IoU {ious[i]:.2f}", pixels, truth, mask))
+    examples(rows, folder.overlay)
 
 
 def _report(folder: Run) -> None:

@@ -5,14 +5,16 @@ the state of a run is its arrays and two counters, and a run that was killed any
 from its last checkpoint to the same bits.
 """
 
+import shlex
 import signal
 import time
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
+from typing import Any
 
 import numpy as np
 
-from minicnn.backend import Array, to_device, to_host
+from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Adam, Cosine
@@ -26,22 +28,42 @@ from segment.run import Row, Run, write_history
 from segment.tiles import TileStore
 from segment.unet import UNet
 
+READ_EVERY = 50  # steps between two looks at how a GPU is doing, which it must be stopped for
 SAVE_SECONDS = 300  # a run that is killed loses at most this much
 LOSS: Loss = total(bce_with_logits, soft_dice)
 
 
 @dataclass
 class Sums:
-    """What an epoch adds up, batch by batch: loss x tiles, tiles, and pixels right and wrong."""
+    """What an epoch adds up, batch by batch: loss x tiles, tiles, and pixels right and wrong.
+
+    Batches wait where they were computed until somebody reads them: a GPU need not be waited for.
+    """
 
     loss: float = 0.0
     tiles: int = 0
     pixels: Confusion = field(default_factory=Confusion)
+    waiting: list[tuple[Array, Array]] = field(default_factory=list)
+    sizes: list[int] = field(default_factory=list)  # tiles of the batches that wait
 
-    def add(self, loss: float, tiles: int, pixels: Confusion) -> None:
-        self.loss += loss * tiles
-        self.tiles += tiles
-        self.pixels += pixels
+    def add(self, loss: Array, tiles: int, pixels: Array) -> None:
+        """Note a batch: its mean loss, and its pixels as `_confusion` counts them."""
+        self.waiting.append((loss, pixels))
+        self.sizes.append(tiles)
+
+    def read(self) -> list[float]:
+        """Add up what waits, in two copies however much it is; the losses of the batches."""
+        if not self.waiting:
+            return []
+        xp = array_module(self.waiting[0][1])
+        losses = to_host(xp.stack([xp.asarray(loss) for loss, _ in self.waiting])).tolist()
+        for counts in to_host(xp.stack([pixels for _, pixels in self.waiting])).tolist():
+            self.pixels += Confusion(*counts)
+        for loss, tiles in zip(losses, self.sizes, strict=True):
+            self.loss += loss * tiles
+            self.tiles += tiles
+        self.waiting, self.sizes = [], []
+        return losses
 
     def row(self, part: str) -> Row:
         return {
@@ -95,6 +117,7 @@ class Trainer:
     ) -> None:
         self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
         self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
+        self.read_every = 1 if device == "cpu" else READ_EVERY
         self.batch_size = min(batch_size, len(parts["train"]))
         self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
@@ -130,19 +153,27 @@ class Trainer:
         )
         with bar:
             bar.update(self.sums.tiles)
-            for indices in self.batches():
-                self.train_step(indices)
+            for batch in staged(self.augmented(), self.device):
+                self.train_step(*batch)
                 self.step += 1
-                bar.update(len(indices))
-                bar.set_postfix(
-                    loss=f"{self.sums.loss / self.sums.tiles:.3f}",
-                    acc=f"{self.sums.pixels.accuracy:.3f}",
-                    IoU=f"{self.sums.pixels.iou:.3f}",
-                )
+                if self.step % self.read_every == 0:
+                    self.read(bar)
                 if stop.signal is not None:
                     self.interrupted(stop.signal)
                 if time.monotonic() - self.saved_at > SAVE_SECONDS:
                     self.save()
+            self.read(bar)
+
+    def read(self, bar: Any) -> None:
+        """Look at the steps since the last time; a run that diverged ends here."""
+        for loss in self.sums.read():
+            self.check_finite(loss)
+        bar.update(self.sums.tiles - bar.n)
+        bar.set_postfix(
+            loss=f"{self.sums.loss / self.sums.tiles:.3f}",
+            acc=f"{self.sums.pixels.accuracy:.3f}",
+            IoU=f"{self.sums.pixels.iou:.3f}",
+        )
 
     def batches(self) -> Iterator[np.ndarray]:
         """This epoch's batches from `step` on: all tiles in random order, all batches full."""
@@ -151,27 +182,29 @@ class Trainer:
         for step in range(self.step, self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
-    def train_step(self, indices: np.ndarray) -> None:
-        """One batch: forward, loss, backward, update."""
-        rng = np.random.default_rng((self.seed, self.epoch, self.step))
-        images, labels = augment(self.store.images[indices], self.store.labels[indices], rng)
+    def augmented(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """The tiles and labels of this epoch's batches, each batch altered in its own way."""
+        for step, indices in enumerate(self.batches(), self.step):
+            rng = np.random.default_rng((self.seed, self.epoch, step))
+            yield augment(self.store.images[indices], self.store.labels[indices], rng)
+
+    def train_step(self, images: Array, labels: Array) -> None:
+        """One batch: forward, loss, backward, update. On a GPU nothing leaves it here."""
         _, loss, dlogits, pixels = self.forward(images, labels, training=True)
-        self.check_finite(loss)
         self.net.backward(dlogits)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
         self.optimizer.step()
-        self.sums.add(loss, len(indices), pixels)
+        self.sums.add(loss, len(images), pixels)
 
     def forward(
-        self, images: np.ndarray, labels: np.ndarray, training: bool
-    ) -> tuple[Array, float, Array, Confusion]:
+        self, images: Array, labels: Array, training: bool
+    ) -> tuple[Array, Array, Array, Array]:
         """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5."""
-        x = normalise(to_device(images, self.device))
-        labels = to_device(labels, self.device)[..., None]
+        x, labels = normalise(images), labels[..., None]
         truth, valid = (labels == 1).astype(x.dtype), (labels != 255).astype(x.dtype)
         logits = self.net.forward(x, training=True) if training else self.net.predict(x)
         loss, dlogits = LOSS(logits, truth, valid=valid)
-        return logits, float(loss), dlogits, _confusion(logits, labels)
+        return logits, loss, dlogits, _confusion(logits, labels)
 
     def check_finite(self, value: float) -> None:
         """A run that has diverged ends here, before anything is overwritten."""
@@ -184,16 +217,19 @@ class Trainer:
 
     def validate(self, stop: Stop) -> tuple[Sums, float]:
         """Loss and pixels over the validation tiles, and the threshold that suits them best."""
-        sums, counts = Sums(), np.zeros((2, BINS), np.int64)
-        tiles = self.parts["val"]
-        for start in range(0, len(tiles), self.batch_size):
-            indices = tiles[start : start + self.batch_size]
-            labels = self.store.labels[indices]
-            logits, loss, _, pixels = self.forward(self.store.images[indices], labels, False)
-            sums.add(loss, len(indices), pixels)
-            counts += histogram(to_host(sigmoid(logits))[..., 0], labels)
+        sums, tiles = Sums(), self.parts["val"]
+        counts: Array = np.zeros((2, BINS), np.int64)
+        batches = (
+            (self.store.images[indices], self.store.labels[indices])
+            for indices in np.split(tiles, range(self.batch_size, len(tiles), self.batch_size))
+        )
+        for images, labels in staged(batches, self.device):
+            logits, loss, _, pixels = self.forward(images, labels, training=False)
+            sums.add(loss, len(images), pixels)
+            counts = counts + to_host(histogram(sigmoid(logits)[..., 0], labels))
             if stop.signal is not None:
                 self.interrupted(stop.signal)  # at step = steps_per_epoch: resumed, it validates
+        sums.read()
         self.check_finite(sums.loss)
         return sums, calibrate(counts)[0]
 
@@ -230,13 +266,16 @@ class Trainer:
     def interrupted(self, number: int) -> None:
         """Save and leave, saying how to go on."""
         self.save()
-        how = f"saved; go on with: python -m segment.train --out {self.run.folder} --resume"
+        folder = shlex.quote(str(self.run.folder))
+        how = f"saved; go on with: python -m segment.train --out {folder} --resume"
         raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
 
     # ------------------------------------------------------------------ checkpoints
 
     def save(self) -> None:
         """Write all that a resumed run needs; no tensor in it depends on the clock."""
+        for loss in self.sums.read():
+            self.check_finite(loss)
         self.check_finite(sum(float(p.sum()) for p in self.net.parameters().values()))
         arrays = {f"net.{name}": array for name, array in net_arrays(self.net).items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state().items()}
@@ -267,9 +306,14 @@ class Trainer:
         self.sums = Sums(about["loss"], about["tiles"], Confusion(**about["pixels"]))
 
 
-def _confusion(logits: Array, labels: Array) -> Confusion:
-    """Pixels right and wrong at p = 0.5, that is at logit 0, counted where the arrays are."""
+def _confusion(logits: Array, labels: Array) -> Array:
+    """tp, fp, fn, tn at p = 0.5, that is at logit 0; counted where the arrays are."""
+    xp = array_module(logits)
     predicted, building, background = logits >= 0, labels == 1, labels == 0
-    pairs = ((predicted, building), (predicted, background), (~predicted, building))
-    tp, fp, fn = (int((a & b).sum()) for a, b in pairs)
-    return Confusion(tp, fp, fn, int(background.sum()) - fp)
+    pairs = (
+        (predicted, building),
+        (predicted, background),
+        (~predicted, building),
+        (~predicted, background),
+    )
+    return xp.stack([(a & b).sum() for a, b in pairs])

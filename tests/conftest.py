@@ -1,6 +1,7 @@
 """What the whole suite shares: array modules, random numbers, and the oracles it may ask."""
 
 import os
+import sys
 from importlib import import_module
 
 import numpy as np
@@ -14,25 +15,39 @@ settings.register_profile(
     database=None,
     deadline=None,
     max_examples=60,
-    suppress_health_check=[HealthCheck.too_slow],
+    suppress_health_check=[HealthCheck.too_slow, HealthCheck.function_scoped_fixture],
 )
 # For planted bugs, where that a test fails is enough and the smallest example not needed.
 settings.register_profile("no-shrinking", settings.get_profile("suite"), phases=[Phase.generate])
 settings.load_profile("suite")
 
 
-@pytest.fixture(scope="session", params=["numpy", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
-    """The array module: every test that takes it runs on the CPU, and on a GPU where there is one.
+    """The array module: every test that takes it runs on NumPy, on the strict stand-in for CuPy
+    of tests/gpu, and on CuPy itself where there is a GPU.
 
     With MINICNN_REQUIRE_GPU set, a missing GPU fails instead of skipping.
     """
     if request.param == "numpy":
         return np
+    if request.param == "stand-in":
+        return request.getfixturevalue("stand_in").module
     cupy = _optional("cupy", "MINICNN_REQUIRE_GPU")
     if not cupy.is_available() and not os.environ.get("MINICNN_REQUIRE_GPU"):
         pytest.skip("no GPU")
     return cupy
+
+
+@pytest.fixture
+def stand_in(monkeypatch):
+    """The stand-in for CuPy in CuPy's place, its counters at zero."""
+    import strict_cupy
+
+    strict_cupy.reset()
+    monkeypatch.setitem(sys.modules, "cupy", strict_cupy.module)
+    yield strict_cupy
+    sys.modules.pop("minicnn.kernels.gpu", None)  # bound to the stand-in
 
 
 @pytest.fixture

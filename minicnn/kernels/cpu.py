@@ -27,7 +27,7 @@ from minicnn.threads import run
 
 PIECE = 1 << 16  # values
 
-__all__ = [  # the ops; what else is here serves layers and optimisers
+__all__ = [  # the ops; what else is here is there for layers, losses and optimisers
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -173,3 +173,14 @@ def conv_bn_relu_backward(
         dx, dskip = (*dx, None, None)[:2]
         return dx, dskip, *grads
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
+
+
+def normalise(pixels: Array, mean: float, scale: float) -> Array:
+    """Bytes to float32: (pixels - mean) / scale."""
+    return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(scale)
+
+
+# A GPU has kernels for these; here the formulas of their users are as good.
+adam: Any = None
+loss: Any = None
+update_running: Any = None

@@ -1,27 +1,22 @@
-"""The ops on CuPy arrays: for now the readable reading, which is written for both."""
+"""The ops on CuPy arrays: launches of the CUDA kernels in minicnn/kernels/cuda, for float32.
 
+Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
+"""
+
+import time
 from collections.abc import Callable
-from typing import Any
+from functools import cache
+from pathlib import Path
+from typing import Any, NamedTuple
 
-from minicnn.backend import Array
-from minicnn.ops import (
-    Pad,
-    Statistics,
-    batch_norm,
-    batch_norm_backward,
-    conv2d,
-    conv2d_backward,
-    conv_bn_relu,
-    conv_bn_relu_backward,
-    conv_transpose2d,
-    conv_transpose2d_backward,
-    max_pool2d,
-    max_pool2d_backward,
-    relu,
-    relu_backward,
-)
+import cupy
+import numpy as np
 
-__all__ = [  # the ops; what else is here serves layers and optimisers
+from minicnn import ops
+from minicnn.backend import Array, check_float
+from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size
+
+__all__ = [  # the ops; what follows them is there for layers, losses and optimisers
     "batch_norm",
     "batch_norm_backward",
     "conv2d",
@@ -36,15 +31,441 @@ __all__ = [  # the ops; what else is here serves layers and optimisers
     "relu_backward",
 ]
 
+CUDA = Path(__file__).with_name("cuda")
+FILES = {  # what each module of kernels is made of
+    "conv": ("tile", "windows", "conv"),
+    "conv_dw": ("tile", "windows", "conv_dw"),
+    "norm": ("norm",),
+    "pool": ("pool",),
+    "loss": ("loss",),
+    "adam": ("adam",),
+    "reduce": ("reduce",),
+    "pointwise": ("pointwise",),
+}
+CONV = np.dtype(  # struct Conv of windows.cu
+    [
+        (name, np.int32)
+        for name in (
+            *("N", "H", "W", "C", "D", "K", "stride", "F", "OH", "OW"),
+            *("phases", "ahead_y", "ahead_x", "back_y", "back_x", "relu"),
+        )
+    ]
+)
+MOST = 96  # rows of the table of adam.cu
+TABLE = np.dtype(  # struct Table of adam.cu
+    [
+        *((name, np.uint64, MOST) for name in "pgmv"),
+        ("size", np.int32, MOST),
+        ("first", np.int32, MOST),
+        ("count", np.int32),
+    ],
+    align=True,
+)
+LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
+ROWS = 128  # pixels (in conv_dw: rows of dw) per block, as in tile.cu
+THREADS = 256
+PIXELS_PER_THREAD = 64  # in sums over the pixels
+DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
+MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`, as in norm.cu
 
-def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
-    """Call `f(*arrays)`, which works element by element and in place."""
-    f(*arrays)
+
+# ---------------------------------------------------------------------------- launching
 
 
-def lift(x: Array) -> Array:
-    """`x` in the form that a network's blocks hand on: here an array."""
-    return x
+def source(module: str) -> str:
+    """The CUDA text of a module: one string, since NVRTC has no folder to include from."""
+    return "\n".join((CUDA / f"{file}.cu").read_text() for file in FILES[module])
+
+
+NUMBERS: dict[type, Callable[[Any], Any]] = {
+    int: np.int32,
+    float: np.float32,
+    type(None): lambda _: np.intp(0),
+}
+profile: dict[str, float] | None = None  # while it is a dict, it gathers the seconds of each kernel
+
+
+@cache
+def _kernel(module: str, name: str) -> Any:
+    return cupy.RawModule(code=source(module)).get_function(name)
+
+
+def _launch(
+    module: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any
+) -> None:
+    """Launch a kernel; numbers go as int and float, None as a null pointer.
+
+    CuPy would send a Python int as 8 bytes and a float as a double, whatever the kernel declares.
+    """
+    converted = tuple(NUMBERS.get(type(a), lambda a: a)(a) for a in arguments)
+    kernel = _kernel(module, name)
+    if profile is None:
+        kernel(grid, block, converted)
+        return
+    cupy.cuda.get_current_stream().synchronize()
+    started = time.perf_counter()
+    kernel(grid, block, converted)
+    cupy.cuda.get_current_stream().synchronize()
+    profile[name] = profile.get(name, 0.0) + time.perf_counter() - started
+
+
+def _each(module: str, name: str, size: int, *arguments: Any) -> None:
+    """Launch a kernel with one thread for each of `size` numbers."""
+    _launch(module, name, (_blocks(size, THREADS),), (THREADS,), *arguments)
+
+
+def _blocks(size: int, per_block: int) -> int:
+    return -(-size // per_block)
+
+
+def _dense(x: Array) -> Array:
+    """`x`, or a copy without gaps that starts where four floats can be read at once."""
+    return x if x.flags.c_contiguous and x.data.ptr % 16 == 0 else x.copy()
+
+
+def _plain(x: Array) -> bool:
+    return x.dtype != np.float32
+
+
+# ---------------------------------------------------------------------------- convolution
+
+
+def _describe(
+    x: Array, skip: Array | None, K: int, stride: int, pad: Pad, out: tuple[int, ...]
+) -> np.ndarray:
+    """struct Conv of the plain convolution from `x` and `skip` to an `out` of (N, OH, OW, F)."""
+    s = np.zeros((), CONV)
+    s["N"], s["H"], s["W"], s["C"] = x.shape
+    s["D"] = 0 if skip is None else skip.shape[3]
+    s["K"], s["stride"], s["phases"] = K, stride, 1
+    _, s["OH"], s["OW"], s["F"] = out
+    (s["back_y"], _), (s["back_x"], _) = pads(pad)
+    return s
+
+
+def _variant(s: np.ndarray) -> tuple[str, int, int]:
+    """The compiled kernel that suits `s`: its name's end, output channels and threads a block."""
+    C, D, F = (int(s[name]) for name in "CDF")
+    if C % 4 or D % 4 or F % 4:
+        return "any", 16, 64
+    return ("16", 16, 64) if F <= 16 else ("32", 32, 128) if F <= 32 else ("64", 64, 128)
+
+
+def _convolve(
+    x: Array,
+    skip: Array | None,
+    w: Array,
+    scale: Array | None,
+    b: Array | None,
+    moments: Array | None,
+    s: np.ndarray,
+) -> Array:
+    """Run conv.cu as `s` describes it."""
+    N, OH, OW, F, phases = (int(s[name]) for name in ("N", "OH", "OW", "F", "phases"))
+    y = cupy.empty((N, OH, OW, F), np.float32)
+    variant, columns, threads = _variant(s)
+    pixels = N * _blocks(OH, phases) * _blocks(OW, phases)
+    grid = _blocks(pixels, ROWS), _blocks(F, columns), phases**2
+    arguments = (x, skip, w, scale, b, y, moments, s)
+    _launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
+    return y
+
+
+def _output(x: Array, skip: Array | None, w: Array, stride: int, pad: Pad) -> tuple[int, ...]:
+    """(N, OH, OW, F) of a convolution of [x, skip] with w."""
+    K, _, C, F = w.shape
+    channels = x.shape[3] + (0 if skip is None else skip.shape[3])
+    if channels != C or w.shape[1] != K:
+        raise ValueError(f"weights {w.shape} do not fit an input of {channels} channels")
+    rows, columns = pads(pad)
+    OH, OW = conv_size(x.shape[1], K, stride, *rows), conv_size(x.shape[2], K, stride, *columns)
+    return len(x), OH, OW, F
+
+
+def conv2d(x: Array, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple[Array, Any]:
+    """See `minicnn.ops.conv2d`."""
+    check_float(x, w, b)
+    if _plain(x):
+        return ops.conv2d(x, w, b, stride, pad)
+    x, w = _dense(x), _dense(w)
+    s = _describe(x, None, len(w), stride, pad, _output(x, None, w, stride, pad))
+    return _convolve(x, None, w, None, _dense(b), None, s), (x, w, stride, pad)
+
+
+def conv2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
+    """See `minicnn.ops.conv2d_backward`."""
+    x, w, stride, pad = cache
+    if _plain(dy):
+        return ops.conv2d_backward(dy, cache)
+    dy = _dense(dy)
+    dx = _adjoint(dy, w, None, stride, pad, x.shape)
+    return dx, _weight_gradient(x, None, dy, len(w), stride, pad), _channel_sums(dy)
+
+
+def _adjoint(
+    dy: Array,
+    w: Array,
+    b: Array | None,
+    stride: int,
+    pad: Pad,
+    shape: tuple[int, ...],
+    first: int = 0,
+) -> Array:
+    """What `minicnn.ops.conv2d_dx` computes, for the channels from `first` on; b is added."""
+    K, _, channels, F = w.shape
+    N, H, W, C = shape
+    (top, _), (left, _) = pads(pad)
+    J = _blocks(K, stride)
+    small = cupy.empty((stride, stride, J, J, F, C), np.float32)
+    numbers = (K, channels, F, first, C, stride, top, left)
+    _each("conv", "phase_weights", small.size, w, small, *numbers)
+    s = _describe(dy, None, J, 1, J - 1, (N, H, W, C))
+    s["phases"], s["ahead_y"], s["ahead_x"] = stride, top, left
+    return _convolve(dy, None, small, None, b, None, s)
+
+
+def _weight_gradient(
+    x: Array, skip: Array | None, dy: Array, K: int, stride: int, pad: Pad
+) -> Array:
+    """What `minicnn.ops.conv2d_dw` computes, of [x, skip]: conv_dw.cu, its parts added up."""
+    s = _describe(x, skip, K, stride, pad, dy.shape)
+    N, OH, _, F = dy.shape
+    C = int(s["C"] + s["D"])
+    variant, columns, threads = _variant(s)
+    tiles = _blocks(K * K * C, ROWS), _blocks(F, columns)
+    rows = _blocks(N * OH, max(1, DW_BLOCKS // (tiles[0] * tiles[1])))  # image rows per part
+    parts = cupy.empty((_blocks(N * OH, rows), K, K, C, F), np.float32)
+    grid = (*tiles, len(parts))
+    _launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), x, skip, dy, parts, rows, s)
+    return _sum_parts(parts)
+
+
+def _sum_parts(parts: Array) -> Array:
+    """Sum over the first axis."""
+    if len(parts) == 1:
+        return parts[0]
+    out = cupy.empty(parts.shape[1:], np.float32)
+    grid = (_blocks(out.size, 32),)
+    _launch("reduce", "sum_parts", grid, (32, 8), parts, out, len(parts), out.size)
+    return out
+
+
+def conv_transpose2d(
+    x: Array, w: Array, b: Array, stride: int = 2, crop: Pad = 0
+) -> tuple[Array, Any]:
+    """See `minicnn.ops.conv_transpose2d`."""
+    check_float(x, w, b)
+    if _plain(x):
+        return ops.conv_transpose2d(x, w, b, stride, crop)
+    K, _, F, C = w.shape
+    N, H, W, channels = x.shape
+    if channels != C or w.shape[1] != K:
+        raise ValueError(f"weights {w.shape} do not fit an input of {x.shape}")
+    rows, columns = pads(crop)
+    OH, OW = transpose_size(H, K, stride, *rows), transpose_size(W, K, stride, *columns)
+    x, w = _dense(x), _dense(w)
+    return _adjoint(x, w, _dense(b), stride, crop, (N, OH, OW, F)), (x, w, stride, crop)
+
+
+def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
+    """See `minicnn.ops.conv_transpose2d_backward`."""
+    x, w, stride, crop = cache
+    if _plain(dy):
+        return ops.conv_transpose2d_backward(dy, cache)
+    dy = _dense(dy)
+    dx = _convolve(
+        dy, None, w, None, None, None, _describe(dy, None, len(w), stride, crop, x.shape)
+    )
+    return dx, _weight_gradient(dy, None, x, len(w), stride, crop), _channel_sums(dy)
+
+
+# ---------------------------------------------------------------------------- batch norm, ReLU
+
+
+class NormCache(NamedTuple):
+    z: Array
+    norm: Array  # (6, C), see norm.cu
+    from_batch: bool
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.norm[MEAN], self.norm[VAR])
+
+
+def _over_channels(name: str, x: Array, per_channel: int, *arguments: Any) -> tuple[Array, int]:
+    """Run a kernel that sums over the pixels: its parts (blocks, per_channel, C), pixels a block.
+
+    The first argument after the arrays is always the number of pixels, then C, then the share.
+    """
+    C = x.shape[-1]
+    M, rows = x.size // C, PIXELS_PER_THREAD * (THREADS // min(C, THREADS))
+    parts = cupy.empty((_blocks(M, rows), per_channel, C), np.float32)
+    grid = len(parts), _blocks(C, THREADS)
+    arrays = tuple(a for a in arguments if not isinstance(a, int))
+    numbers = tuple(a for a in arguments if isinstance(a, int))
+    _launch("norm", name, grid, (THREADS,), x, *arrays, parts, M, C, rows, *numbers)
+    return parts, rows
+
+
+def _channel_sums(x: Array) -> Array:
+    """x.sum((0, 1, 2)) of an image."""
+    return _sum_parts(_over_channels("channel_sums", x, 1)[0])[0]
+
+
+def _norm(
+    moments: Array | None,
+    rows: int,
+    bias: Array | None,
+    statistics: Statistics | None,
+    gamma: Array,
+    beta: Array,
+    M: int,
+    eps: float,
+) -> Array:
+    """The rows of `norm` from a convolution's moments, or from given statistics."""
+    C = len(gamma)
+    norm = cupy.empty((NORM, C), np.float32)
+    mean, var = (None, None) if statistics is None else statistics
+    arrays = (moments, bias, mean, var, gamma, beta, norm)
+    _launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, eps)
+    return norm
+
+
+def _normalised(z: Array, norm: Array, relu: bool) -> Array:
+    y = cupy.empty(z.shape, np.float32)
+    C = z.shape[-1]
+    _each("norm", "bn_apply", z.size, z, norm, y, z.size // C, C, int(relu))
+    return y
+
+
+def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Array, Array]:
+    """dz, dgamma, dbeta of batch norm with or without a ReLU behind it."""
+    z, norm, from_batch = cache
+    dy, C = _dense(dy), z.shape[-1]
+    parts, _ = _over_channels("bn_backward_sums", dy, 2, z, norm, int(relu))
+    sums = _sum_parts(parts)
+    dz = cupy.empty(z.shape, np.float32)
+    numbers = (z.size // C, C, int(relu), int(from_batch))
+    _each("norm", "bn_backward_apply", z.size, dy, z, norm, sums, dz, *numbers)
+    return dz, sums[1], sums[0]
+
+
+def batch_norm(
+    x: Array, gamma: Array, beta: Array, statistics: Statistics | None = None, eps: float = 1e-5
+) -> tuple[Array, Any]:
+    """See `minicnn.ops.batch_norm`."""
+    check_float(x, gamma, beta)
+    if _plain(x):
+        return ops.batch_norm(x, gamma, beta, statistics, eps)
+    x, M = _dense(x), x.size // x.shape[-1]
+    moments, rows = (None, 1)
+    if statistics is None:
+        moments, rows = _over_channels("channel_moments", x, 2)
+    norm = _norm(moments, rows, None, statistics, gamma, beta, M, eps)
+    return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None)
+
+
+def batch_norm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
+    """See `minicnn.ops.batch_norm_backward`."""
+    if _plain(dy):
+        return ops.batch_norm_backward(dy, cache)
+    return _norm_backward(dy, cache, relu=False)
+
+
+def relu(x: Array) -> tuple[Array, Any]:
+    """See `minicnn.ops.relu`."""
+    check_float(x)
+    if _plain(x):
+        return ops.relu(x)
+    x = _dense(x)
+    y, positive = cupy.empty(x.shape, np.float32), cupy.empty(x.shape, np.uint8)
+    _each("pointwise", "relu", x.size, x, y, positive, np.int64(x.size))
+    return y, positive
+
+
+def relu_backward(dy: Array, positive: Any) -> Array:
+    """See `minicnn.ops.relu_backward`."""
+    if _plain(dy):
+        return ops.relu_backward(dy, positive)
+    dx = cupy.empty(dy.shape, np.float32)
+    _each("pointwise", "relu_backward", dy.size, _dense(dy), positive, dx, np.int64(dy.size))
+    return dx
+
+
+# ---------------------------------------------------------------------------- pooling
+
+
+def max_pool2d(x: Array, size: int = 2) -> tuple[Array, Any]:
+    """See `minicnn.ops.max_pool2d`."""
+    check_float(x)
+    if _plain(x) or size > 16:  # the winner's place is kept in a byte
+        return ops.max_pool2d(x, size)
+    x = _dense(x)
+    N, H, W, C = x.shape
+    shape = N, conv_size(H, size, size, 0, 0), conv_size(W, size, size, 0, 0), C
+    y, winner = cupy.empty(shape, np.float32), cupy.empty(shape, np.uint8)
+    _each("pool", "max_pool", y.size, x, y, winner, *x.shape, size)
+    return y, (winner, x.shape, size)
+
+
+def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Array:
+    """See `minicnn.ops.max_pool2d_backward`."""
+    winner, shape, size = cache
+    if _plain(dy) or size > 16:
+        return ops.max_pool2d_backward(dy, cache, other)
+    other = None if other is None else _dense(other)
+    dx = cupy.empty(shape, np.float32)
+    _each("pool", "max_pool_backward", dx.size, _dense(dy), winner, other, dx, *shape, size)
+    return dx
+
+
+# ---------------------------------------------------------------------------- the fused block
+
+
+class BlockCache(NamedTuple):
+    x: Array
+    skip: Array | None
+    w: Array
+    b: Array
+    pad: Pad
+    z: Array | None  # the convolution's output; in inference it is not kept
+    norm: Array
+    from_batch: bool
+
+    @property
+    def statistics(self) -> Statistics:
+        return Statistics(self.norm[MEAN], self.norm[VAR])
+
+
+def conv_bn_relu(
+    x: Array,
+    skip: Array | None,
+    w: Array,
+    b: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics | None = None,
+    pad: Pad = 0,
+    eps: float = 1e-5,
+) -> tuple[Array, Any]:
+    """See `minicnn.ops.conv_bn_relu`. In training two passes over the image, in inference one."""
+    check_float(x, w, b, gamma, beta)
+    if _plain(x):
+        return ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)
+    x, w, b = _dense(x), _dense(w), _dense(b)
+    skip = None if skip is None else _dense(skip)
+    out = _output(x, skip, w, 1, pad)
+    s, (N, OH, OW, F) = _describe(x, skip, len(w), 1, pad, out), out
+    M = N * OH * OW
+    if statistics is None:
+        moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
+        z = _convolve(x, skip, w, None, b, moments, s)
+        norm = _norm(moments, ROWS, b, None, gamma, beta, M, eps)
+        return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True)
+    norm = _norm(None, 1, b, statistics, gamma, beta, M, eps)
+    s["relu"] = 1
+    y = _convolve(x, skip, w, _dense(norm[SCALE]), _dense(norm[FOLDED]), None, s)
+    return y, BlockCache(x, skip, w, b, pad, None, norm, False)
 
 
 def conv_bn_relu_predict(
@@ -59,8 +480,97 @@ def conv_bn_relu_predict(
     eps: float = 1e-5,
     kept: dict[Any, Any] | None = None,
 ) -> Array:
-    """The block in inference: by given statistics, with nothing kept for a backward pass.
-
-    kept: what was derived from these very constants before, for use again; None: they may change.
-    """
+    """The block in inference; `kept` serves the CPU only."""
     return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
+
+
+def conv_bn_relu_backward(
+    dy: Array, cache: Any, need_dx: bool = True
+) -> tuple[Array | None, Array | None, Array, Array, Array, Array]:
+    """See `minicnn.ops.conv_bn_relu_backward`."""
+    if _plain(dy):
+        return ops.conv_bn_relu_backward(dy, cache, need_dx)
+    x, skip, w, b, pad, z, norm, from_batch = cache
+    if z is None:
+        s = _describe(x, skip, len(w), 1, pad, dy.shape)
+        z = _convolve(x, skip, w, None, b, None, s)
+    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch), relu=True)
+    dw = _weight_gradient(x, skip, dz, len(w), 1, pad)
+    # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
+    db = cupy.zeros(b.shape, np.float32) if from_batch else _channel_sums(dz)
+    dx = dskip = None
+    if need_dx:
+        dx = _adjoint(dz, w, None, 1, pad, x.shape)
+        if skip is not None:
+            dskip = _adjoint(dz, w, None, 1, pad, skip.shape, first=x.shape[3])
+    return dx, dskip, dw, db, dgamma, dbeta
+
+
+# ---------------------------------------------------------------------------- beside the ops
+
+
+def lift(x: Array) -> Array:
+    """`x` in the form that a network's blocks hand on: here an array."""
+    return x
+
+
+def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
+    """Call `f(*arrays)`, which works element by element and in place."""
+    f(*arrays)
+
+
+def normalise(pixels: Array, mean: float, scale: float) -> Array:
+    """Bytes to float32: (pixels - mean) / scale."""
+    pixels = _dense(pixels)
+    y = cupy.empty(pixels.shape, np.float32)
+    _each("pointwise", "normalise", y.size, pixels, y, np.int64(y.size), mean, scale)
+    return y
+
+
+def update_running(
+    mean: Array, var: Array, batch: Statistics, momentum: float, unbias: float
+) -> None:
+    """See `minicnn.layers.update_running`; in place."""
+    C = len(mean)
+    _each("norm", "bn_running", C, mean, var, *batch, C, momentum, unbias)
+
+
+def loss(
+    kind: str, logits: Array, labels: Array, valid: Array | None, weight: float
+) -> tuple[Array, Array]:
+    """One of LOSSES with its gradient; `weight` is BCE's `pos_weight`, the others' `smooth`."""
+    logits, labels = _dense(logits), _dense(labels)
+    valid = None if valid is None else _dense(valid)
+    per_block = PIXELS_PER_THREAD * THREADS
+    parts = cupy.empty((_blocks(logits.size, per_block), 5), np.float32)
+    size, pos_weight = np.int64(logits.size), weight if kind == "bce" else 1.0
+    arguments = (logits, labels, valid, parts, size, per_block, pos_weight)
+    _launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
+    value, dlogits = cupy.empty((), np.float32), cupy.empty(logits.shape, np.float32)
+    arrays = (logits, labels, valid, _sum_parts(parts), value, dlogits)
+    _each("loss", "loss_gradient", logits.size, *arrays, size, LOSSES[kind], weight)
+    return value, dlogits
+
+
+def adam(
+    rows: list[tuple[Array, Array, Array, Array]],
+    betas: tuple[float, float],
+    step: float,
+    root: float,
+    eps: float,
+    decay: float,
+    shrink: float,
+) -> None:
+    """Adam's step for all (p, g, m, v) in `rows`, as adam.cu has it: a launch for every MOST."""
+    for start in range(0, len(rows), MOST):
+        part = rows[start : start + MOST]
+        if not all(array.flags.c_contiguous for row in part for array in row):
+            raise ValueError("Adam moves arrays without gaps only")
+        table = np.zeros((), TABLE)
+        for column, name in enumerate("pgmv"):
+            table[name][: len(part)] = [row[column].data.ptr for row in part]
+        table["count"], table["size"][: len(part)] = len(part), [row[0].size for row in part]
+        blocks = -(-table["size"] // THREADS)
+        table["first"] = np.cumsum(blocks) - blocks
+        numbers = map(float, (*betas, step, root, eps, decay, shrink))
+        _launch("adam", "adam", (int(blocks.sum()),), (THREADS,), table, *numbers)

@@ -81,6 +81,15 @@ def test_a_flipped_byte_anywhere_is_refused(file, flip):
     checkpoint.load(file)
 
 
+def test_a_file_that_may_not_be_read_is_not_called_missing(file, monkeypatch):
+    def refuse(*args, **kwargs):
+        raise FileNotFoundError  # as safetensors does
+
+    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    with pytest.raises(CheckpointError, match="it can't be read"):
+        checkpoint.load(file)
+
+
 def test_files_that_are_no_checkpoint_of_ours(tmp_path):
     refuses(tmp_path / "missing.safetensors", "there is no such checkpoint")
     refuses(tmp_path, "expected")  # a folder

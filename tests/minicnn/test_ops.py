@@ -22,7 +22,7 @@ dtypes = st.sampled_from(list(DIGITS))
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 
 
-@pytest.fixture(scope="session", params=["plain", "fast"])
+@pytest.fixture(params=["plain", "fast"])
 def ops(request, xp):
     """The readable ops, and the kernels that stand in for them on this device."""
     return mc.ops if request.param == "plain" else mc.kernels_for(xp.empty(0))

@@ -98,6 +98,7 @@ def test_a_run_is_scored_on_its_own_test_part(tmp_path, data, run, capsys):
     assert found.pop("threshold") == 0.4
     assert found.pop("evaluated") == f"the {len(test)} test tiles of the split 'scene'"
     assert found == approx(expected)
+    assert not capsys.readouterr().err
     assert 0 < found["pooled"]["accuracy"] < 1
 
 
@@ -118,9 +119,12 @@ def test_other_data_are_scored_whole_or_by_a_split(tmp_path, data, run, capsys):
     del found["threshold"]
     assert found == approx(counted(run, data, tmp_path / "cache", lambda tile: True))
     main([*given, "--split", "random"])
-    found = json.loads(capsys.readouterr().out)
+    out, err = capsys.readouterr()
     store = open_store(find_scenes([data]), cache=tmp_path / "cache")
-    assert found["pooled"]["tiles"] == len(make_split(store.tiles, "random", 3).parts["test"])
+    test = make_split(store.tiles, "random", 3).parts["test"]
+    assert json.loads(out)["pooled"]["tiles"] == len(test)
+    learnt = set(test) - set(make_split(store.tiles, "scene", 3).parts["test"])
+    assert err == f"{len(learnt)} of these {len(test)} tiles were used in training\n"
 
 
 def test_without_data_a_model_file_is_scored_on_synthetic_scenes_it_has_not_seen(

@@ -2,6 +2,7 @@
 
 import json
 import math
+import resource
 
 import numpy as np
 import pytest
@@ -160,6 +161,23 @@ def test_geopackage_keeps_the_crs(tmp_path):
     np.testing.assert_array_equal(area, found.area_m2)
     assert shapely.equals(shapely.from_wkb(geometry), found.outlines).all()
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("limit", [1, 5_000, 50_000, 90_000, 100_000, 110_000])
+def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit):
+    """A limit on file sizes fails writes as a full disk does, at the start or at the end."""
+    found = footprints.polygons(random_mask(0), AT_UTM, UTM)
+    path, (soft, hard) = tmp_path / "a.gpkg", resource.getrlimit(resource.RLIMIT_FSIZE)
+    footprints.write_geopackage(found, path)
+    assert path.stat().st_size > limit
+    path.unlink()
+    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
+    try:
+        with pytest.raises(InputError, match=r"a\.gpkg could not be written"):
+            footprints.write_geopackage(found, path)
+    finally:
+        resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_no_building_is_an_empty_file(tmp_path):

@@ -62,6 +62,37 @@ def test_curves_draw_every_series_against_epoch(tmp_path, monkeypatch):
     assert (tmp_path / "curves.png").read_bytes().startswith(b"\x89PNG")
 
 
+def test_examples_show_photograph_truth_and_prediction(tmp_path, monkeypatch):
+    rng, drawn = np.random.default_rng(2), []
+    subplots = Figure.subplots
+    monkeypatch.setattr(
+        Figure, "subplots", lambda *a, **k: drawn.append(subplots(*a, **k)) or drawn[0]
+    )
+    rows = [
+        plots.Example(
+            name, rng.integers(0, 256, (9, 9, 3), np.uint8), *(rng.random((2, 9, 9)) > 0.5)
+        )
+        for name in ("a1", "b2")
+    ]
+    plots.examples(rows, tmp_path / "examples.png")
+    (grid,) = drawn
+    assert [axes.get_title() for axes in grid[0]] == ["photograph", "truth", "prediction"]
+    for line, row in zip(grid, rows, strict=True):
+        assert line[0].get_ylabel() == row.name
+        shown = [np.asarray(axes.images[0].get_array()) for axes in line]
+        np.testing.assert_array_equal(shown[0], row.pixels)
+        np.testing.assert_array_equal(shown[1], plots.tinted(row.pixels, row.truth))
+        np.testing.assert_array_equal(shown[2], plots.tinted(row.pixels, row.predicted))
+    assert (tmp_path / "examples.png").read_bytes().startswith(b"\x89PNG")
+
+
+def test_a_single_epoch_is_the_whole_axis(tmp_path, monkeypatch):
+    drawn, subplots = [], Figure.subplots
+    monkeypatch.setattr(Figure, "subplots", lambda *a: drawn.extend(subplots(*a)) or drawn)
+    plots.curves(HISTORY[:1], tmp_path / "curves.png")
+    assert all(axes.get_xlim() == (0.5, 1.5) for axes in drawn)
+
+
 def test_importing_draws_in_no_matplotlib():
     import subprocess
     import sys

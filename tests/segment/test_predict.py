@@ -242,6 +242,8 @@ def test_several_scenes_or_a_folder_give_named_files(tmp_path, model):
         (["a1.tif", "sub/a1.tif", "--out", "x"], "another scene is to give"),
         (["a1.tif", "--out", "a1.tif"], "would be overwritten"),
         (["a1.tif", "b1.tif", "--out", "."], "would be overwritten"),
+        (["a1.tif", "--out", "text.tif/x.png"], r"text\.tif is a file, where a folder"),
+        (["a1.tif", "b1.tif", "--out", "plain"], "plain is a file, where a folder"),
         (["a1.tif", "--out", "x.png", "--format", "gpkg"], r"expected to end in \.gpkg"),
         (["a1.tif", "--out", "x.shp"], r"expected to end in \.tif"),
         (["a1.tif", "--out", "x.tif", "--overlap", "300"], "overlap must be 0 to 256"),
@@ -257,6 +259,7 @@ def test_bad_requests_are_refused_in_one_sentence(
     monkeypatch.chdir(tmp_path)
     (tmp_path / "sub").mkdir()
     (tmp_path / "text.tif").write_text("no picture")
+    (tmp_path / "plain").touch()
     for name in ("a1.tif", "b1.tif", "sub/a1.tif"):
         write(tmp_path / name, photograph(20, 20))
     before = {path: path.read_bytes() for path in tmp_path.rglob("*") if path.is_file()}

@@ -558,6 +558,7 @@ def test_a_csv_says_what_folders_cannot(tmp_path):
         f"image,mask,pixel_size\n{row},-1": "pixel_size -1",
         "image,mask\nset/images/12.tif,set/none.tif": "no such file",
         "image,mask\nset/none.tif,set/gt/12.tif": "no such file",
+        f"image,mask\n{row}\nset/images/12.tif,set/images/12.tif": "two masks",
     }
     for text, words in faulty.items():
         table.write_text(text)

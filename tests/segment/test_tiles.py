@@ -215,6 +215,15 @@ def test_a_full_disk_is_named_and_leaves_nothing(folder, tmp_path):
     assert not [path for path in cache.iterdir() if path.is_dir()]
 
 
+def test_a_source_that_cannot_be_read_is_not_blamed_on_the_cache(folder, tmp_path, monkeypatch):
+    def refuse(path):
+        raise PermissionError(13, "Permission denied", str(path))
+
+    monkeypatch.setattr(tiles, "_digest_file", refuse)
+    with pytest.raises(PermissionError, match=str(folder)):
+        open_store(find_scenes([folder]), cache=tmp_path / "cache")
+
+
 def test_an_interrupted_build_leaves_nothing(folder, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt

@@ -204,6 +204,20 @@ def test_a_full_disk_ends_in_one_line_and_no_half_file(train, tmp_path):
     assert {path.name for path in (tmp_path / "run").iterdir()} <= {"config.json", "split.json"}
 
 
+def test_a_file_in_the_way_is_named_before_any_work(train, tmp_path):
+    (tmp_path / "run").touch()
+    _, err = finish(train("--data", "/no/such/folder"), code=2)
+    assert err == f"error: {tmp_path / 'run'} is a file, where a folder was expected\n"
+
+
+def test_a_damaged_configuration_is_named(train, tmp_path):
+    finish(train("--epochs", "1"))
+    for text in ("[]", "3", '{"depth": 3}', "{"):
+        (tmp_path / "run/config.json").write_text(text)
+        _, err = finish(train("--resume"), code=2)
+        assert str(tmp_path / "run/config.json") in err and err.count("\n") == 1
+
+
 def test_no_data_is_one_clear_line(tmp_path):
     done = subprocess.run(
         [sys.executable, "-m", "segment.train", "--data", str(tmp_path)],

@@ -1,0 +1,80 @@
+"""Every error the service answers with: problem+json (RFC 9457), one clear sentence, no more."""
+
+import errno
+import logging
+from http import HTTPStatus
+from typing import Any
+
+from flask import Flask, Response, g, json, request
+from werkzeug.exceptions import HTTPException
+
+from segment.errors import InputError
+
+log = logging.getLogger("api")
+
+SENTENCES = {
+    400: "The request is malformed.",
+    404: "There is nothing at this address.",
+    405: "This address doesn't take this method; the Allow header lists those it takes.",
+    413: "The upload is larger than this service takes.",
+    500: "Something went wrong here; the log holds the details under the request id.",
+}
+FULL = "The disk of this service is full."
+DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
+
+
+class Problem(Exception):
+    """Raise it anywhere in a request: the client gets this status and sentence."""
+
+    def __init__(
+        self, status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
+    ) -> None:
+        super().__init__(detail)
+        self.status, self.detail = status, detail
+        self.headers, self.members = headers or {}, members
+
+
+def problem(
+    status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
+) -> Response:
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    body |= {"detail": detail, "request_id": g.get("request_id", ""), **members}
+    response = Response(json.dumps(body), status, content_type="application/problem+json")
+    response.headers.update(headers or {})
+    return response
+
+
+def install(app: Flask) -> None:
+    @app.errorhandler(Problem)
+    def raised(error: Problem) -> Response:
+        return problem(error.status, error.detail, error.headers, **error.members)
+
+    @app.errorhandler(InputError)
+    def own_file(error: InputError) -> Response:
+        """A sentence about a file of the service itself: uploads get theirs in `uploads.py`."""
+        log.exception("a file of the service")
+        if "written" in str(error):
+            return problem(507, FULL)
+        return problem(500, SENTENCES[500])
+
+    @app.errorhandler(HTTPException)
+    def http(error: HTTPException) -> Response:
+        status = error.code or 500
+        if error.response is not None or status < 400:  # a redirection is no problem
+            return error.get_response()  # type: ignore[return-value]
+        kept = ("Allow", "Retry-After", "WWW-Authenticate", "Content-Range")
+        headers = {k: v for k, v in error.get_headers(request.environ) if k in kept}
+        return problem(status, SENTENCES.get(status, HTTPStatus(status).phrase + "."), headers)
+
+    @app.errorhandler(Exception)
+    def unforeseen(error: Exception) -> Response:
+        if isinstance(error, OSError) and error.errno in DISK_FULL:
+            return problem(507, FULL)
+        log.exception("unforeseen error")
+        return problem(500, SENTENCES[500])
+
+
+def plain(sentence: str, path: str, name: str) -> str:
+    """A sentence of `segment` for someone who sees no files and no commands of the server."""
+    sentence = sentence.replace(path, name)
+    return sentence.split(": say with --")[0].rstrip(".") + "."

@@ -1,0 +1,65 @@
+"""/healthz, /readyz, /metrics: what a load balancer and a monitoring system ask."""
+
+import os
+
+from flask import Blueprint, Response, request
+from prometheus_client import (
+    CONTENT_TYPE_LATEST,
+    REGISTRY,
+    CollectorRegistry,
+    Counter,
+    Gauge,
+    Histogram,
+    generate_latest,
+    multiprocess,
+)
+
+from api.answers import json_answer
+from api.errors import Problem
+from api.service import service
+
+blueprint = Blueprint("health", __name__)
+
+REQUESTS = Counter("minicnn_requests", "Requests answered", ["method", "route", "status"])
+SECONDS = Histogram(
+    "minicnn_request_seconds",
+    "Time to an answer",
+    ["method", "route"],
+    buckets=(0.01, 0.03, 0.1, 0.3, 1, 3, 10, 30, 100),
+)
+UNDER_WAY = Gauge(
+    "minicnn_requests_under_way", "Requests being answered", multiprocess_mode="livesum"
+)
+
+
+def count(status: int, seconds: float) -> None:
+    """Add one request to the metrics; routes are counted, not addresses, and known methods."""
+    route = str(request.url_rule or "none")
+    method = request.method if request.method in METHODS else "OTHER"
+    REQUESTS.labels(method, route, status).inc()
+    SECONDS.labels(method, route).observe(seconds)
+
+
+METHODS = {"GET", "HEAD", "POST", "PUT", "DELETE", "OPTIONS"}
+
+
+@blueprint.get("/healthz")
+def alive() -> Response:
+    return json_answer({"status": "alive"})
+
+
+@blueprint.get("/readyz")
+def ready() -> Response:
+    if not service().predictor.ready:
+        raise Problem(503, "The model is not loaded yet.", {"Retry-After": "2"})
+    return json_answer({"status": "ready"})
+
+
+@blueprint.get("/metrics")
+def metrics() -> Response:
+    """Under several workers each writes its numbers into files, which are added up here."""
+    registry = REGISTRY
+    if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
+        registry = CollectorRegistry()
+        multiprocess.MultiProcessCollector(registry)
+    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)

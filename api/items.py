@@ -1,0 +1,162 @@
+"""/items: scenes kept under an id, as STAC Items with their masks."""
+
+from typing import Any
+
+from flask import Blueprint, Response, g, request, send_file, url_for
+
+from api.answers import json_answer, product, product_etag, started
+from api.checks import json_body, kind_of_answer, wants_job
+from api.errors import Problem
+from api.service import service
+from api.stac import describe, linked, replaced
+from api.store import Record
+from api.uploads import BODIES, Source, check, received
+
+GEOJSON = "application/geo+json"
+JSON = ("application/json", GEOJSON)
+
+blueprint = Blueprint("items", __name__)
+
+
+@blueprint.get("/items")
+def page() -> Response:
+    store, ids = service().store, service().store.ids()
+    rest = [item_id for item_id in ids if item_id > (g.ask["after"] or "")]
+    shown = rest[: g.ask["limit"]]
+    records = [record for item_id in shown if (record := store.get(item_id))]
+    links = [{"rel": "self", "href": request.url}]
+    if len(shown) < len(rest):
+        following = {"limit": g.ask["limit"], "after": shown[-1]}
+        links.append({"rel": "next", "href": url_for("items.page", _external=True, **following)})
+    features = [linked(record.item, record.media_type) for record in records]
+    body = {"type": "FeatureCollection", "features": features, "links": links}
+    return json_answer({**body, "numberMatched": len(ids), "numberReturned": len(features)})
+
+
+@blueprint.put("/items/<item_id>")
+def put(item_id: str) -> Response:
+    if request.mimetype in JSON:
+        return _put_metadata(item_id)
+    if request.mimetype not in (*BODIES, "multipart/form-data"):
+        raise Problem(415, "Send a GeoTIFF, JPEG or PNG, or a STAC Item as JSON.")
+    with received(service().settings, service().predictor.model.info) as source:
+        record, created = _put_scene(item_id, source)
+        if not wants_job():
+            return _stored(record, created)
+        answer = started(service().predictor.key(source.digest, None), source, None)
+        answer.set_etag(record.etag)
+        return answer
+
+
+def _put_scene(item_id: str, source: Source) -> tuple[Record, bool]:
+    store = service().store
+    media_type = check(source, service().settings, service().predictor.model.info)
+    with store.writing(item_id) as before:
+        _preconditions(before)
+        kept = store.keep(source)
+        try:
+            item = describe(item_id, kept, before.item["properties"]["created"] if before else None)
+            held = {"item": item, "scene": kept.name, "sha256": source.digest}
+            store.put(item_id, {**held, "media_type": media_type})
+        except BaseException:
+            kept.unlink(missing_ok=True)
+            raise
+        if before:
+            before.source.path.unlink(missing_ok=True)
+        return _present(item_id), before is None
+
+
+def _put_metadata(item_id: str) -> Response:
+    body = json_body("ItemWrite")
+    if body["id"] != item_id:
+        raise Problem(400, "The id in the body is another one than the id in the address.")
+    store = service().store
+    with store.writing(item_id) as before:
+        _preconditions(before)
+        if before is None:
+            raise _missing(item_id, "store its scene first, then its metadata")
+        held: dict[str, Any] = {"item": replaced(before.item, body["properties"])}
+        held |= {"scene": before.source.path.name, "sha256": before.source.digest}
+        store.put(item_id, {**held, "media_type": before.media_type})
+        return _stored(_present(item_id), created=False)
+
+
+def _preconditions(record: Record | None) -> None:
+    """412 where If-Match or If-None-Match doesn't hold for the present version (or its absence)."""
+    match, none = request.if_match, request.if_none_match
+    etag = record.etag if record else None
+    if match and not (etag and match.contains(etag)):
+        raise Problem(412, "If-Match names another version than the stored one.")
+    if none and etag and none.contains_weak(etag):
+        raise Problem(412, "If-None-Match rules out what is stored already.")
+
+
+def _present(item_id: str) -> Record:
+    record = service().store.get(item_id)
+    if record is None:
+        raise _missing(item_id)
+    return record
+
+
+def _missing(item_id: str, then: str = "") -> Problem:
+    return Problem(404, f"There is no item {item_id}{': ' + then if then else ''}.")
+
+
+def _stored(record: Record, created: bool) -> Response:
+    body = linked(record.item, record.media_type)
+    answer = json_answer(body, 201 if created else 200)
+    answer.headers["Location"] = url_for("items.get", item_id=record.item["id"])
+    answer.set_etag(record.etag)
+    return answer
+
+
+@blueprint.get("/items/<item_id>")
+def get(item_id: str) -> Any:
+    record = _present(item_id)
+    answer = json_answer(linked(record.item, record.media_type), 200, GEOJSON)
+    answer.set_etag(record.etag)
+    return answer.make_conditional(request)
+
+
+@blueprint.delete("/items/<item_id>")
+def delete(item_id: str) -> Response:
+    store = service().store
+    with store.writing(item_id) as record:
+        _preconditions(record)
+        if record is None:
+            raise _missing(item_id)
+        store.delete(item_id)
+        record.source.path.unlink(missing_ok=True)
+    return Response(status=204)
+
+
+@blueprint.get("/items/<item_id>/image")
+def image(item_id: str) -> Response:
+    with service().store.pinned(item_id) as record:
+        if record is None:
+            raise _missing(item_id)
+        ending = record.media_type.replace("image/", ".")
+        return send_file(
+            record.source.path,
+            record.media_type,
+            as_attachment=True,
+            download_name=item_id + ending,
+            conditional=True,
+            etag=record.source.digest,
+            max_age=0,
+        )
+
+
+@blueprint.get("/items/<item_id>/mask")
+def mask(item_id: str) -> Response:
+    ask = {**g.ask, "response_type": kind_of_answer(g.ask["response_type"])}
+    predictor = service().predictor
+    with service().store.pinned(item_id) as record:
+        if record is None:
+            raise _missing(item_id)
+        source = record.source
+        key = predictor.key(source.digest, ask["pixel_size"])
+        if wants_job() and not predictor.has(key):
+            return started(key, source, ask["pixel_size"])
+        check(source, service().settings, predictor.model.info, ask["pixel_size"])
+        return product(source, ask, product_etag(source, ask))

@@ -1,0 +1,26 @@
+"""POST /buildings_mask/: a photograph in, its buildings out, nothing stored."""
+
+import secrets
+
+from flask import Blueprint, Response, g, request
+
+from api.answers import product, started
+from api.checks import kind_of_answer, wants_job
+from api.errors import Problem
+from api.service import service
+from api.uploads import check, received
+
+blueprint = Blueprint("masks", __name__)
+
+
+@blueprint.post("/buildings_mask/", strict_slashes=False)
+def post() -> Response:
+    ask = {**g.ask, "response_type": kind_of_answer(g.ask["response_type"])}
+    if request.mimetype != "multipart/form-data":
+        raise Problem(415, "Send multipart/form-data, with the scene in the field 'file'.")
+    settings, info = service().settings, service().predictor.model.info
+    with received(settings, info) as source:
+        if wants_job():
+            return started(secrets.token_hex(16), source, ask["pixel_size"])
+        check(source, settings, info, ask["pixel_size"])
+        return product(source, ask)

@@ -1,0 +1,108 @@
+"""The network's answer for a scene, kept: each is computed once, whatever is asked of it later.
+
+A prediction is the GeoTIFF of probabilities that `segment.predict` writes. The cache names it by
+the scene's bytes, the model and the pixel size; a threshold, outlines or another format then cost
+no second pass through the network.
+"""
+
+import hashlib
+import os
+import threading
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager, suppress
+from pathlib import Path
+from typing import Any
+
+from api.limits import Gate, lock
+from api.settings import Settings
+from api.uploads import Source
+from minicnn.backend import choose_device
+from segment.model import BEST, BUNDLED, Model, load_model
+from segment.predict import scene_bands, write_bands
+from segment.scenes import open_raster
+
+Step = Callable[[float], None]  # takes the share that is done; may raise to stop the work
+
+
+class Predictor:
+    def __init__(self, settings: Settings, gate: Gate) -> None:
+        self.settings, self.gate = settings, gate
+        # The kernels keep work arrays for every thread that ever computes: let it be few.
+        self.hands = ThreadPoolExecutor(settings.slots)
+        self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
+        file = Path(settings.model or BUNDLED)
+        file = file / BEST if file.is_dir() else file
+        self._file, self._loading = file, threading.Lock()
+        self._loaded: Model | None = None
+        self.device = choose_device(settings.device) if settings.device != "cpu" else "cpu"
+        if self.device == "cpu":  # before the fork: the workers share its pages
+            self.model  # noqa: B018
+
+    @property
+    def model(self) -> Model:
+        """The model, loaded at first use: a GPU must not be touched before the workers fork."""
+        with self._loading:
+            if self._loaded is None:
+                self.model_id = f"{self._file.stem}-{_digest(self._file)[:12]}"
+                self._loaded = load_model(self._file).to(self.device)
+            return self._loaded
+
+    @property
+    def ready(self) -> bool:
+        return self._loaded is not None
+
+    def key(self, digest: str, pixel_size: float | None) -> str:
+        """The name of a prediction: the same for the same scene, model and pixel size."""
+        self.model  # noqa: B018  (its id)
+        text = f"{digest} {self.model_id} {pixel_size or ''}"
+        return hashlib.sha256(text.encode()).hexdigest()[:32]
+
+    def has(self, key: str) -> bool:
+        return (self.folder / f"{key}.tif").exists()
+
+    @contextmanager
+    def opened(self, source: Source, pixel_size: float | None, step: Step) -> Iterator[Any]:
+        """The prediction of a scene as an open raster, computed now if it isn't kept."""
+        key = self.key(source.digest, pixel_size)
+        path = self.folder / f"{key}.tif"
+        with lock([self.locks / f"key{key[:2]}"], lambda: step(0)):
+            if not path.exists():
+                with self.gate.slot(lambda: step(0)):
+                    self.hands.submit(self._compute, source, pixel_size, path, step).result()
+            os.utime(path)
+            opening = open_raster(path)
+            dataset = opening.__enter__()
+        try:
+            self._evict()
+            yield dataset
+        finally:
+            opening.__exit__(None, None, None)
+
+    def _compute(self, source: Source, pixel_size: float | None, path: Path, step: Step) -> None:
+        def watched(windows: Sequence[Any]) -> Iterable[Any]:
+            for done, window in enumerate(windows):
+                step(done / len(windows))
+                yield window
+
+        with open_raster(source.path) as scene:
+            bands = scene_bands(self.model, scene, pixel_size=pixel_size, progress=watched)
+            write_bands(bands, path, scene, threshold=None)
+
+    def _evict(self) -> None:
+        """Remove what was used longest ago, down to the size that the settings allow."""
+        found = []
+        for path in self.folder.glob("*.tif"):
+            with suppress(FileNotFoundError):
+                status = path.stat()
+                found.append((status.st_mtime, status.st_size, path))
+        total = sum(size for _, size, _ in found)
+        for _, size, path in sorted(found):
+            if total <= self.settings.cache_mb * 1e6:
+                break
+            path.unlink(missing_ok=True)
+            total -= size
+
+
+def _digest(path: Path) -> str:
+    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"

@@ -1,0 +1,30 @@
+"""The parts of one service, made once by `create_app` and found from any request."""
+
+from dataclasses import dataclass
+
+from flask import current_app
+
+from api.jobs import Jobs
+from api.limits import Gate
+from api.predictions import Predictor
+from api.settings import Settings
+from api.store import Store
+
+
+@dataclass(frozen=True)
+class Service:
+    settings: Settings
+    gate: Gate
+    predictor: Predictor
+    store: Store
+    jobs: Jobs
+
+
+def build(settings: Settings) -> Service:
+    gate = Gate(settings)
+    predictor, store = Predictor(settings, gate), Store(settings)
+    return Service(settings, gate, predictor, store, Jobs(settings, predictor, store))
+
+
+def service() -> Service:
+    return current_app.extensions["minicnn"]

@@ -1,0 +1,391 @@
+"""The contract as OpenAPI 3.1. Requests are checked against this very document (`checks.py`)."""
+
+from typing import Any
+
+import minicnn
+from api.products import KINDS
+
+ITEM_ID = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
+JOB_ID = "^[0-9a-f]{32}$"
+REF = "#/components/schemas/"
+DATE = {"type": "string", "format": "date-time"}
+TEXT = {"type": "string", "maxLength": 10_000}
+BINARY = {"type": "string", "format": "binary"}
+
+# The metadata that a client may write: STAC's common ones, and any of its own with a prefix.
+PROPERTIES: dict[str, Any] = {
+    "type": "object",
+    "properties": {
+        "title": TEXT,
+        "description": {**TEXT, "minLength": 1},
+        "keywords": {"type": "array", "items": TEXT},
+        "datetime": {"anyOf": [DATE, {"type": "null"}]},
+        "start_datetime": DATE,
+        "end_datetime": DATE,
+        "created": DATE,
+        "updated": DATE,
+        "license": {"type": "string", "pattern": r"^[\w.+() -]+$", "maxLength": 200},
+        "platform": TEXT,
+        "instruments": {"type": "array", "items": TEXT},
+        "constellation": TEXT,
+        "mission": TEXT,
+        "gsd": {"type": "number", "exclusiveMinimum": 0, "maximum": 1e6},
+    },
+    "patternProperties": {"^[a-z0-9_-]+:": {}},
+    "additionalProperties": False,
+    "dependentRequired": {
+        "start_datetime": ["end_datetime"],
+        "end_datetime": ["start_datetime"],
+    },
+}
+
+
+def _schema(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
+    required = [name for name in properties if name not in optional]
+    return {"type": "object", "properties": properties, "required": required}
+
+
+LINKS = {"type": "array", "items": _schema({"rel": {"type": "string"}, "href": {"type": "string"}})}
+NUMBER, COUNT = {"type": "number"}, {"type": "integer", "minimum": 0}
+SCHEMAS: dict[str, Any] = {
+    "Problem": _schema(
+        {
+            "type": {"type": "string"},
+            "title": {"type": "string"},
+            "status": {"type": "integer", "minimum": 400, "maximum": 599},
+            "detail": {"type": "string", "description": "What was wrong, in one sentence."},
+            "request_id": {"type": "string"},
+        }
+    ),
+    "Figures": _schema(
+        {
+            "buildings": {**COUNT, "description": "How many outlines there are."},
+            "built_area_m2": {
+                "type": ["number", "null"],
+                "description": "On the ground; null where the pixel size is unknown.",
+            },
+            "built_share": {"type": "number", "minimum": 0, "maximum": 1},
+            "threshold": NUMBER,
+            "width": COUNT,
+            "height": COUNT,
+            "pixel_size": {"type": ["number", "null"], "description": "Metres on the ground."},
+            "corners": {
+                "type": ["array", "null"],
+                "items": {"type": "array", "items": NUMBER, "minItems": 2, "maxItems": 2},
+                "description": "Longitude, latitude: upper left, then clockwise.",
+            },
+            "model": _schema({"id": {"type": "string"}, "threshold": NUMBER}),
+            "seconds": _schema({"network": NUMBER, "total": NUMBER}),
+        }
+    ),
+    "Footprints": _schema(
+        {
+            "type": {"const": "FeatureCollection"},
+            "features": {"type": "array", "items": {"type": "object"}},
+        }
+    ),
+    "Item": _schema(
+        {
+            "type": {"const": "Feature"},
+            "stac_version": {"const": "1.1.0"},
+            "id": {"type": "string", "pattern": ITEM_ID},
+            "geometry": {"type": ["object", "null"]},
+            "bbox": {"type": "array", "items": NUMBER},
+            "properties": {"type": "object"},
+            "links": LINKS,
+            "assets": {"type": "object"},
+        },
+        "bbox",
+    ),
+    "ItemWrite": {
+        "type": "object",
+        "description": "A STAC Item. Its properties are taken; where the scene lies, links and "
+        "assets come from the stored file.",
+        "properties": {
+            "type": {"const": "Feature"},
+            "id": {"type": "string"},
+            "properties": PROPERTIES,
+        },
+        "required": ["type", "id", "properties"],
+    },
+    "Items": _schema(
+        {
+            "type": {"const": "FeatureCollection"},
+            "features": {"type": "array", "items": {"$ref": REF + "Item"}},
+            "links": LINKS,
+        }
+    ),
+    "Job": _schema(
+        {
+            "id": {"type": "string", "pattern": JOB_ID},
+            "status": {"enum": ["accepted", "running", "successful", "failed"]},
+            "progress": {"type": "integer", "minimum": 0, "maximum": 100},
+            "message": {"type": "string"},
+            "created": DATE,
+            "updated": DATE,
+            "links": LINKS,
+        }
+    ),
+    "Health": _schema({"status": {"type": "string"}}),
+}
+
+
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema, "description": text}
+
+
+def _path(name: str, pattern: str) -> dict[str, Any]:
+    schema = {"type": "string", "pattern": pattern}
+    return {"name": name, "in": "path", "required": True, "schema": schema}
+
+
+def _header(name: str, text: str, **schema: Any) -> dict[str, Any]:
+    kind = {"type": "string", **schema}
+    return {"name": name, "in": "header", "schema": kind, "description": text}
+
+
+KIND = _query(
+    "response_type",
+    {"type": "string", "enum": list(KINDS)},
+    "`file`: the mask as GeoTIFF, 0 and 255; `png`: the photograph with the mask over it; "
+    "`geojson`: outlines in WGS 84; `json`: figures; `probability`: PNG, level k from "
+    "probability k/255 on; `photo`: the scene as the model sees it. Without it, `Accept` decides.",
+)
+PRODUCT = [
+    _query(
+        "threshold",
+        {"type": "number", "minimum": 0, "maximum": 1},
+        "The probability from which a pixel is building; default: the model's own.",
+    ),
+    _query(
+        "min_area",
+        {"type": "number", "minimum": 0, "maximum": 1e9, "default": 0},
+        "Drop outlines below so many m²: geojson and json.",
+    ),
+    _query(
+        "simplify",
+        {"type": "number", "minimum": 0, "maximum": 1000, "default": 0},
+        "How far, in metres, an outline may be moved to become simpler: geojson and json.",
+    ),
+    _query(
+        "size",
+        {"type": "integer", "minimum": 16, "maximum": 30_000},
+        "Reduce probability and photo to so many pixels on the longer side.",
+    ),
+]
+PIXEL_SIZE = _query(
+    "pixel_size",
+    {"type": "number", "minimum": 0.001, "maximum": 1000},
+    "Metres on the ground a pixel, where the file doesn't say or is wrong.",
+)
+PREFER = _header("Prefer", "`respond-async`: answer 202 and a job at once.", maxLength=100)
+IF_MATCH = _header("If-Match", "Only if the stored ETag is this one; else 412.", maxLength=200)
+IF_NONE = _header("If-None-Match", "`*`: only if nothing is stored; else 412.", maxLength=200)
+IF_CHANGED = _header("If-None-Match", "304 if the ETag is still this one.", maxLength=200)
+ITEM, JOB = _path("item_id", ITEM_ID), _path("job_id", JOB_ID)
+
+FILE_FORM = {
+    "schema": {
+        "type": "object",
+        "properties": {"file": {**BINARY, "description": "A GeoTIFF, JPEG or PNG."}},
+        "required": ["file"],
+    }
+}
+MASKS = {
+    "image/tiff": {"schema": BINARY},
+    "image/png": {"schema": BINARY},
+    "application/geo+json": {"schema": {"$ref": REF + "Footprints"}},
+    "application/json": {"schema": {"$ref": REF + "Figures"}},
+}
+TITLES = {
+    304: "Not changed",
+    400: "Malformed, or two ids that differ",
+    401: "The token is missing or wrong",
+    404: "Not found",
+    405: "Method not allowed",
+    406: "No such format",
+    409: "The job has no result yet",
+    412: "A precondition fails",
+    413: "Too large",
+    415: "No such content type",
+    422: "A value or a file that can't be used",
+    429: "Too many requests",
+    500: "A fault of the service",
+    503: "Busy; try again after Retry-After",
+    507: "The store is full",
+}
+
+
+def _answer(text: str, content: dict[str, Any] | str | None = None) -> dict[str, Any]:
+    if isinstance(content, str):
+        content = {"application/json": {"schema": {"$ref": REF + content}}}
+    return {"description": text, **({"content": content} if content else {})}
+
+
+def _operation(
+    tag: str,
+    summary: str,
+    answers: dict[int, dict[str, Any]],
+    errors: tuple[int, ...] = (),
+    parameters: list[dict[str, Any]] | None = None,
+    body: dict[str, Any] | None = None,
+) -> dict[str, Any]:
+    # The common errors may come from anywhere: 400 from a broken request line, 429 from the rate
+    # limit, 500 from a bug.
+    problem = {"application/problem+json": {"schema": {"$ref": REF + "Problem"}}}
+    responses = {str(code): answer for code, answer in answers.items()}
+    for code in sorted({400, 401, 422, 429, 500, *errors}):
+        responses[str(code)] = _answer(TITLES[code], problem if code >= 400 else None)
+    operation: dict[str, Any] = {"tags": [tag], "summary": summary, "responses": responses}
+    operation |= {"parameters": parameters or [], "security": [{}, {"bearer": []}]}
+    if body:
+        operation["requestBody"] = {"required": True, "content": body}
+    return operation
+
+
+MADE = _answer("The product", MASKS)
+STARTED = _answer("A job was started: follow it at Location", "Job")
+WORK = (406, 413, 503, 507)  # what any request that runs the network may meet
+
+PATHS: dict[str, Any] = {
+    "/buildings_mask/": {
+        "post": _operation(
+            "masks",
+            "Find the buildings in one scene; nothing is stored",
+            {200: MADE, 202: STARTED},
+            (415, *WORK),
+            [KIND, *PRODUCT, PIXEL_SIZE, PREFER],
+            {"multipart/form-data": FILE_FORM},
+        )
+    },
+    "/items": {
+        "get": _operation(
+            "items",
+            "List the stored scenes, by id",
+            {200: _answer("A page of STAC Items", "Items")},
+            (),
+            [
+                _query(
+                    "limit",
+                    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+                    "How many.",
+                ),
+                _query("after", {"type": "string", "pattern": ITEM_ID}, "Start behind this id."),
+            ],
+        )
+    },
+    "/items/{item_id}": {
+        "put": _operation(
+            "items",
+            "Store a scene under an id, or replace its metadata",
+            {
+                200: _answer("Replaced", "Item"),
+                201: _answer("Created", "Item"),
+                202: _answer("Stored, and a job was started", "Job"),
+            },
+            (404, 412, 413, 415, 507),
+            [ITEM, IF_MATCH, IF_NONE, PREFER],
+            {
+                **{kind: {"schema": BINARY} for kind in ("image/tiff", "image/jpeg", "image/png")},
+                "multipart/form-data": FILE_FORM,
+                "application/json": {"schema": {"$ref": REF + "ItemWrite"}},
+                "application/geo+json": {"schema": {"$ref": REF + "ItemWrite"}},
+            },
+        ),
+        "get": _operation(
+            "items",
+            "A stored scene as a STAC Item",
+            {
+                200: _answer(
+                    "The item", {"application/geo+json": {"schema": {"$ref": REF + "Item"}}}
+                )
+            },
+            (304, 404),
+            [ITEM, IF_CHANGED],
+        ),
+        "delete": _operation(
+            "items", "Remove a scene", {204: _answer("Gone")}, (404, 412), [ITEM, IF_MATCH]
+        ),
+    },
+    "/items/{item_id}/image": {
+        "get": _operation(
+            "items",
+            "The scene's file as it was stored; byte ranges are answered",
+            {
+                200: _answer(
+                    "The file",
+                    {k: {"schema": BINARY} for k in ("image/tiff", "image/jpeg", "image/png")},
+                )
+            },
+            (304, 404),
+            [ITEM, IF_CHANGED],
+        )
+    },
+    "/items/{item_id}/mask": {
+        "get": _operation(
+            "items",
+            "The buildings in a stored scene; the network runs once a scene",
+            {200: MADE, 202: STARTED},
+            (304, 404, *WORK),
+            [ITEM, KIND, *PRODUCT, PIXEL_SIZE, IF_CHANGED, PREFER],
+        )
+    },
+    "/jobs/{job_id}": {
+        "get": _operation(
+            "jobs", "How far a job is", {200: _answer("The job", "Job")}, (404,), [JOB]
+        ),
+        "delete": _operation(
+            "jobs",
+            "Stop and forget a job, its upload included",
+            {204: _answer("Gone")},
+            (404,),
+            [JOB],
+        ),
+    },
+    "/jobs/{job_id}/result": {
+        "get": _operation(
+            "jobs",
+            "What a finished job found, in any format and at any threshold",
+            {200: MADE},
+            (304, 404, 409, *WORK),
+            [JOB, KIND, *PRODUCT, IF_CHANGED],
+        )
+    },
+    "/healthz": {
+        "get": _operation("health", "The service answers", {200: _answer("Alive", "Health")})
+    },
+    "/readyz": {
+        "get": _operation(
+            "health", "The model is loaded", {200: _answer("Ready", "Health")}, (503,)
+        )
+    },
+    "/metrics": {
+        "get": _operation(
+            "health",
+            "Counts and times over all workers, for Prometheus",
+            {200: _answer("Metrics", {"text/plain": {"schema": {"type": "string"}}})},
+        )
+    },
+}
+
+SPEC: dict[str, Any] = {
+    "openapi": "3.1.0",
+    "info": {
+        "title": "Buildings in aerial photographs",
+        "version": minicnn.__version__,
+        "description": "Send an aerial photograph, get the mask of its buildings. "
+        "Every error is application/problem+json with one sentence on what was wrong.",
+        "license": {"name": "MIT", "identifier": "MIT"},
+    },
+    "paths": PATHS,
+    "components": {
+        "schemas": SCHEMAS,
+        "securitySchemes": {
+            "bearer": {
+                "type": "http",
+                "scheme": "bearer",
+                "description": "Only where the service was started with a token.",
+            }
+        },
+    },
+}

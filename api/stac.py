@@ -1,0 +1,121 @@
+"""A stored scene as a STAC 1.1 Item: where it lies, when it was taken, what there is of it."""
+
+import re
+from collections.abc import Mapping
+from datetime import datetime, timezone
+from pathlib import Path
+from typing import Any
+
+from flask import url_for
+
+from api.products import corners
+from segment.scenes import ground_pixel_size, open_raster
+
+PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+FIRST_AERIAL_PHOTOGRAPH = "1858-01-01T00:00:00Z"  # by Nadar, from a balloon over Petit-Bicêtre
+
+
+TIMES = ("datetime", "start_datetime", "end_datetime")
+
+
+def now() -> str:
+    return datetime.now(timezone.utc).isoformat(timespec="microseconds").replace("+00:00", "Z")
+
+
+def utc(text: str) -> str:
+    """A time of RFC 3339, with its zone, in UTC as STAC wants it; ValueError if it is none."""
+    form = r"(\d{4}-\d\d-\d\d)[Tt](\d\d:\d\d:\d\d)(\.\d+)?([Zz]|[+-]\d\d:\d\d)"
+    told = re.fullmatch(form, text, re.ASCII)
+    if not told:
+        raise ValueError(f"{text} is no time")
+    zone = "+00:00" if told[4] in "zZ" else told[4]
+    try:
+        when = datetime.fromisoformat(f"{told[1]}T{told[2]}{zone}").astimezone(timezone.utc)
+    except OverflowError:  # in the year 1 or 9999
+        raise ValueError(f"{text} is no time in UTC") from None
+    return when.strftime("%Y-%m-%dT%H:%M:%S").zfill(19) + (told[3] or "") + "Z"
+
+
+def describe(item_id: str, path: Path, created: str | None) -> dict[str, Any]:
+    """The Item of a scene file, less links and assets: those depend on who asks."""
+    with open_raster(path) as dataset:
+        place, ring = dataset.transform, corners(dataset)
+        properties: dict[str, Any] = {
+            **_when(dataset.tags().get("TIFFTAG_DATETIME", "")),
+            "created": created or now(),
+            "updated": now(),
+            "proj:shape": [dataset.height, dataset.width],
+        }
+        if ring:
+            epsg = dataset.crs.to_epsg()
+            properties["proj:code"] = f"EPSG:{epsg}" if epsg else None
+            if not epsg:
+                properties["proj:wkt2"] = dataset.crs.to_wkt()
+            properties["proj:transform"] = list(place)[:6]
+            properties["gsd"] = ground_pixel_size(dataset)
+    item: dict[str, Any] = {
+        "type": "Feature",
+        "stac_version": "1.1.0",
+        "stac_extensions": [PROJECTION],
+        "id": item_id,
+        "geometry": None,
+        "properties": {k: v for k, v in properties.items() if k != "gsd" or v},
+    }
+    if ring:
+        lon, lat = zip(*ring, strict=True)
+        # counter-clockwise, closed (RFC 7946)
+        item["geometry"] = {"type": "Polygon", "coordinates": [[*ring[::-1], ring[-1]]]}
+        item["bbox"] = [min(lon), min(lat), max(lon), max(lat)]
+    return item
+
+
+def _when(tag: str) -> dict[str, str | None]:
+    """When it was taken: as the TIFF says; else only that it was before now."""
+    told = re.fullmatch(r"(\d{4}):(\d\d):(\d\d) (\d\d:\d\d:\d\d)", tag)
+    if told:
+        text = f"{told[1]}-{told[2]}-{told[3]}T{told[4]}"
+        try:
+            datetime.fromisoformat(text)
+            return {"datetime": text + "Z"}
+        except ValueError:
+            pass
+    return {"datetime": None, "start_datetime": FIRST_AERIAL_PHOTOGRAPH, "end_datetime": now()}
+
+
+def replaced(item: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+    """The item with a client's properties; what the file itself tells is not the client's."""
+    own = item["properties"]
+    fixed = {k: v for k, v in own.items() if k.startswith("proj:") or k == "created"}
+    times = {k: own[k] for k in TIMES if k in own}
+    if properties.get("datetime"):
+        times = {}
+    elif "start_datetime" in properties:
+        times = {"datetime": None}
+    given = {k: v for k, v in properties.items() if k != "datetime" or v}
+    given |= {k: utc(given[k]) for k in TIMES if k in given}
+    return {**item, "properties": {**times, **given, **fixed, "updated": now()}}
+
+
+def linked(item: Mapping[str, Any], media_type: str) -> dict[str, Any]:
+    """The Item as it is answered: with links and assets at this service's address."""
+
+    def url(view: str, **query: Any) -> str:
+        return url_for(f"items.{view}", item_id=item["id"], _external=True, **query)
+
+    outlines = {"response_type": "geojson"}
+    assets = {
+        "image": {"href": url("image"), "type": media_type, "roles": ["data"]},
+        "mask": {
+            "href": url("mask", response_type="file"),
+            "type": "image/tiff; application=geotiff",
+            "roles": ["data-mask"],
+        },
+    }
+    if item["geometry"]:
+        assets["buildings"] = {
+            "href": url("mask", **outlines),
+            "type": "application/geo+json",
+            "roles": ["data"],
+        }
+    links = [{"rel": "self", "href": url("get"), "type": "application/geo+json"}]
+    return {**item, "links": links, "assets": assets}

@@ -1,0 +1,182 @@
+"""What comes in: streamed to the disk, opened by its content, measured before it is read."""
+
+import hashlib
+import math
+import os
+import re
+import tempfile
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager, suppress
+from dataclasses import dataclass
+from pathlib import Path
+from typing import IO, Any
+
+import flask
+from rasterio.windows import Window
+from werkzeug.datastructures import FileStorage
+
+from api.errors import Problem, plain
+from api.settings import Settings
+from segment.errors import InputError
+from segment.model import ModelInfo
+from segment.scenes import ground_pixel_size, open_raster, read_pixels, working_shape
+
+CHUNK = 1 << 20
+MEDIA = {"GTiff": "image/tiff", "JPEG": "image/jpeg", "PNG": "image/png"}
+BODIES = (*MEDIA.values(), "application/octet-stream", "")
+# What GDAL may not do with an upload: look at files beside it, or go out to the network.
+GDAL = {
+    "GDAL_DISABLE_READDIR_ON_OPEN": "EMPTY_DIR",
+    "GDAL_PAM_ENABLED": "NO",
+    "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
+    "PROJ_NETWORK": "OFF",
+    "GDAL_CACHEMAX": "64",  # MB of decoded blocks a process keeps
+}
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scene on this disk: what it is called outside, and the SHA-256 of its bytes."""
+
+    path: Path
+    name: str
+    digest: str
+
+
+class Request(flask.Request):
+    """A request whose files are written where the settings say, never to memory."""
+
+    max_form_parts = 8
+
+    def _get_file_stream(
+        self,
+        total_content_length: int | None,
+        content_type: str | None,
+        filename: str | None = None,
+        content_length: int | None = None,
+    ) -> IO[bytes]:
+        return _scratch_file()
+
+
+def _scratch_file() -> Any:
+    folder = flask.current_app.extensions["minicnn"].settings.folder("scratch")
+    return tempfile.NamedTemporaryFile(dir=folder)
+
+
+@contextmanager
+def scratch_path(settings: Settings, suffix: str = "") -> Iterator[Path]:
+    """A name for a new file, which is removed at the end if it is still there."""
+    path = settings.folder("scratch") / f"{os.getpid()}-{os.urandom(8).hex()}{suffix}"
+    try:
+        yield path
+    finally:
+        path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, seconds: float) -> None:
+    """Remove files that a killed process has left: those older than `seconds`."""
+    for path in folder.iterdir():
+        with suppress(OSError):
+            if time.time() - path.stat().st_mtime > seconds:
+                path.unlink()
+
+
+def sync(path: Path) -> None:
+    """Wait until a file's bytes and its name are on the disk."""
+    for place in (path, path.parent):
+        descriptor = os.open(place, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+
+@contextmanager
+def received(settings: Settings, info: ModelInfo) -> Iterator[Source]:
+    """The scene that this request brings, as multipart field `file` or as the body itself."""
+    if flask.request.mimetype == "multipart/form-data":
+        part = _part()
+        part.stream.flush()
+        source = _source(Path(part.stream.name), _shown(part.filename or ""))
+        check(source, settings, info)
+        yield source
+        return
+    with _scratch_file() as file:
+        while chunk := flask.request.stream.read(CHUNK):
+            file.write(chunk)
+        file.flush()
+        source = _source(Path(file.name), "The body")
+        check(source, settings, info)
+        yield source
+
+
+def _part() -> FileStorage:
+    files, form = flask.request.files, flask.request.form
+    if list(files) == ["file"] and not form and len(files.getlist("file")) == 1:
+        return files["file"]
+    if "file" in form:
+        raise Problem(422, "The field 'file' holds text: a file was expected, with a file name.")
+    raise Problem(422, "One multipart field was expected, called 'file', with one file in it.")
+
+
+def _shown(name: str) -> str:
+    """A client's file name as it may be shown and used again: its last part, harmless letters."""
+    last = re.split(r"[\\/]", name)[-1]
+    return re.sub(r"[^\w.+ -]", "_", last)[:100].strip(". ") or "The upload"
+
+
+def _source(path: Path, name: str) -> Source:
+    digest = hashlib.sha256()
+    with path.open("rb") as file:
+        while chunk := file.read(CHUNK):
+            digest.update(chunk)
+    return Source(path, name, digest.hexdigest())
+
+
+@contextmanager
+def in_plain_words(source: Source) -> Iterator[None]:
+    """Turn what `segment` says of a file into a problem that names the upload instead."""
+    try:
+        yield
+    except InputError as error:
+        sentence = plain(str(error), str(source.path.absolute()), source.name)
+        if "/" in sentence.replace(source.name, ""):  # it's about another file: one of ours
+            raise
+        raise Problem(422, sentence) from error
+
+
+def check(
+    source: Source, settings: Settings, info: ModelInfo, pixel_size: float | None = None
+) -> str:
+    """The media type of a scene that can be worked on; Problem 413 or 422 for any other one.
+
+    Looks at what the file declares and reads one pixel: a small file may declare a huge picture,
+    whole or in one block, or become one when it is resampled to the model's pixel size.
+    """
+    with in_plain_words(source), open_raster(source.path) as dataset:
+        limit = settings.megapixels * 1e6
+        shape = dataset.height, dataset.width
+        pixel_bytes = sum(_bytes(dtype) for dtype in dataset.dtypes)
+        rows, columns = dataset.block_shapes[0]
+        own = pixel_size or ground_pixel_size(dataset)
+        work = working_shape(dataset, own, info.pixel_size)
+        for what, (height, width) in (("is", shape), ("resampled to the model would be", work)):
+            if height * width > limit or max(height, width) > settings.side:
+                raise Problem(
+                    413,
+                    f"{source.name} {what} {width} x {height} pixels: at most "
+                    f"{settings.megapixels:g} million, and {settings.side} a side, are taken.",
+                )
+        area, block = shape[0] * shape[1], rows * columns
+        if area * pixel_bytes > 16 * limit or block * pixel_bytes > 4 * limit:
+            raise Problem(413, f"{source.name} holds too many bytes for its pixels.")
+        place = dataset.transform
+        if not all(map(math.isfinite, place)) or place.determinant == 0:
+            raise Problem(422, f"{source.name} has a georeference that is no place.")
+        read_pixels(dataset, info.reading, Window(0, 0, 1, 1))
+        return MEDIA[dataset.driver]
+
+
+def _bytes(dtype: str) -> int:
+    return int((re.findall(r"\d+", dtype) or ["64"])[0]) // 8 or 1

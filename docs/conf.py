@@ -1,0 +1,68 @@
+"""The site's settings: Sphinx reads Markdown, the stored notebooks and the docstrings."""
+
+import re
+from importlib.metadata import version as version_of
+from pathlib import Path
+from typing import Any
+
+HERE = Path(__file__).parent
+
+project = "minicnn"
+author = "the minicnn authors"
+copyright = author
+version = release = version_of("minicnn")
+
+extensions = [
+    "myst_nb",
+    "sphinx.ext.autodoc",
+    "sphinx.ext.viewcode",
+    "sphinx_copybutton",
+    "sphinx-mathjax-offline",  # formulas without a network
+]
+exclude_patterns = ["_build"]
+# The pages that other parts of the project add: those that are there.
+OTHERS = ("performance.md", "gpu*.md", "api.md", "deploy*.md", "benchmarks/*.md")
+reports = [str(path.relative_to(HERE).with_suffix("")) for p in OTHERS for path in HERE.glob(p)]
+toctree = "\n".join(["```{toctree}", ":hidden:", ":caption: Reports", "", *sorted(reports), "```"])
+
+myst_enable_extensions = ["dollarmath", "attrs_inline", "substitution"]
+myst_substitutions = {"reports": toctree if reports else " "}
+myst_heading_anchors = 3
+nb_execution_mode = "off"  # outputs are stored; `make notebooks` checks that they can be had again
+nb_merge_streams = True
+nb_code_prompt_show = "Show the solution"  # nothing else is folded
+nb_code_prompt_hide = "Hide the solution"
+
+autodoc_member_order = "bysource"
+autodoc_typehints = "signature"
+autodoc_mock_imports = ["cupy"]
+
+html_theme = "sphinx_book_theme"
+html_title = "minicnn"
+html_static_path = ["_static"]
+html_css_files = ["site.css"]
+html_copy_source = False
+html_show_sourcelink = False
+html_theme_options = {"show_toc_level": 2, "use_download_button": False}
+copybutton_exclude = ".linenos, .gp"
+
+
+def as_plain_text(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, lines: list) -> None:
+    """Docstrings are written for people reading the code: `names` are code, the rest is text."""
+    found: list[str] = []
+    for line in lines:
+        indented = line.startswith("    ")
+        if indented and found and found[-1] and not found[-1].startswith("    "):
+            found += ["", "::", ""]  # an equation
+        elif found and found[-1].startswith("    ") and line and not indented:
+            found.append("")
+        parts = re.split(r"`+([^`]*)`+", line)
+        code = [f"``{part}``" for part in parts[1::2]]
+        text = [re.sub(r"([*|_])", r"\\\1", part) for part in parts[::2]]
+        plain = "".join(a + b for a, b in zip(text, [*code, ""], strict=True))
+        found.append(line if indented else plain)
+    lines[:] = found
+
+
+def setup(app: Any) -> None:
+    app.connect("autodoc-process-docstring", as_plain_text)

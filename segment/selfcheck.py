@@ -1,0 +1,267 @@
+"""Does this machine's GPU compute what NumPy does, and how fast? `python -m segment.selfcheck`.
+
+The kernels were proved without a GPU. Whoever has one runs this and pastes what it prints, or the
+JSON it writes, in a report.
+"""
+
+import argparse
+import platform
+import re
+import time
+from collections.abc import Callable
+from importlib import import_module
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+import minicnn
+from minicnn import losses, ops
+from minicnn.backend import (
+    Array,
+    array_module,
+    choose_device,
+    describe_device,
+    kernels_for,
+    synchronize,
+    to_device,
+    to_host,
+)
+from minicnn.losses import bce_with_logits
+from minicnn.ops import Statistics, same_pad
+from minicnn.optim import Adam
+from segment.cli import add_device, parser, run, whole
+from segment.errors import InputError
+from segment.roofline import GPUS, count, seconds
+from segment.run import write_json
+from segment.unet import UNet
+
+TOLERANCE = 1e-4  # of the largest value: float32 against float64
+REPEATS = 5
+PAD = same_pad(4)
+
+Report = dict[str, Any]
+
+
+def main(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    device = choose_device(options.device)
+    report: Report = {
+        "minicnn": minicnn.__version__,
+        "python": platform.python_version(),
+        "device": describe_device(device),
+        "kernels": [],
+    }
+    print(f"{report['device']}, minicnn {report['minicnn']}")
+    for name, check in CHECKS.items():
+        error = check(device, np.random.default_rng(0))
+        report["kernels"].append({"kernel": name, "error": error})
+        good = "ok" if error <= TOLERANCE else "WRONG"
+        print(f"  {name:28} error {error:.1e}  {good}", flush=True)
+    report["speed"] = speed(device, options.size, options.batch or (16 if device == "gpu" else 1))
+    for line in _lines(report["speed"]):
+        print(line)
+    if options.json:
+        write_json(Path(options.json), report)
+    wrong = [row["kernel"] for row in report["kernels"] if not row["error"] <= TOLERANCE]
+    if wrong:
+        raise InputError(f"kernels that differ from NumPy on this device: {', '.join(wrong)}")
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = parser("selfcheck", "Check and time every kernel on this machine.")
+    add_device(p)
+    p.add_argument("--size", type=whole(1), default=256, help="pixels along a tile's side")
+    p.add_argument("--batch", type=whole(1), help="tiles a step; default: 16, on a CPU 1")
+    p.add_argument("--json", metavar="FILE", help="write the report there as well")
+    return p
+
+
+# ---------------------------------------------------------------------------- right or wrong
+
+
+def _error(mine: tuple[Array | None, ...], exact: tuple[Array | None, ...]) -> float:
+    """The largest difference, relative to the largest value of all the arrays."""
+    pairs = [(to_host(a), np.asarray(b)) for a, b in zip(mine, exact, strict=True) if a is not None]
+    largest = max(float(np.abs(b).max()) for _, b in pairs)
+    return max(float(np.abs(a.astype(float) - b).max()) for a, b in pairs) / largest
+
+
+def _pair(name: str, *shapes: tuple[int, ...], **options: Any) -> Callable[..., float]:
+    """A check of op `name` and its backward on arrays of these shapes."""
+
+    def check(device: str, rng: np.random.Generator) -> float:
+        arrays = [rng.standard_normal(shape).astype(np.float32) for shape in shapes]
+        on_device = [to_device(a, device) for a in arrays]
+        kernels = kernels_for(on_device[0])
+        y, cache = getattr(kernels, name)(*on_device, **options)
+        exact, kept = getattr(ops, name)(*(a.astype(float) for a in arrays), **options)
+        dy = rng.standard_normal(exact.shape).astype(np.float32)
+        back = getattr(kernels, f"{name}_backward")(to_device(dy, device), cache)
+        theirs = getattr(ops, f"{name}_backward")(dy.astype(float), kept)
+        if not isinstance(back, tuple):
+            back, theirs = (back,), (theirs,)
+        return _error((y, *back), (exact, *theirs))
+
+    return check
+
+
+def _block(C: int, D: int, F: int, training: bool = True) -> Callable[..., float]:
+    """A check of the fused block, with a skip of D channels."""
+
+    def check(device: str, rng: np.random.Generator) -> float:
+        shapes = ((2, 32, 32, C), (2, 32, 32, D), (4, 4, C + D, F), (F,), (F,), (F,))
+        x, skip, *rest = (rng.standard_normal(s).astype(np.float32) for s in shapes)
+        given = None if training else Statistics(rest[1], rest[2] ** 2 + np.float32(0.5))
+        arrays = [x, skip if D else None, *rest]
+        on_device = [None if a is None else to_device(a, device) for a in arrays]
+        statistics = given and Statistics(*(to_device(a, device) for a in given))
+        kernels = kernels_for(on_device[0])
+        y, cache = kernels.conv_bn_relu(*on_device, statistics, PAD)
+        plain: Any = ops.conv_bn_relu
+        exact, kept = plain(
+            *(None if a is None else a.astype(float) for a in arrays),
+            given and Statistics(*(a.astype(float) for a in given)),
+            PAD,
+        )
+        dy = rng.standard_normal(exact.shape).astype(np.float32)
+        back = kernels.conv_bn_relu_backward(to_device(dy, device), cache)
+        theirs = ops.conv_bn_relu_backward(dy.astype(float), kept)
+        return _error((y, *back), (exact, *theirs))
+
+    return check
+
+
+def _loss(f: losses.Loss) -> Callable[..., float]:
+    def check(device: str, rng: np.random.Generator) -> float:
+        logits = rng.standard_normal((2, 64, 64, 1)).astype(np.float32)
+        labels = (rng.random(logits.shape) < 0.3).astype(np.float32)
+        loss, slope = f(to_device(logits, device), to_device(labels, device))
+        exact, gradient = f(logits.astype(float), labels.astype(float))
+        size = logits.size  # the gradient of a mean over so many
+        return _error((np.float64(loss), slope * size), (np.float64(exact), gradient * size))
+
+    return check
+
+
+def _step(device: str, rng: np.random.Generator) -> float:
+    """All gradients of a small net, and its parameters after a step of Adam."""
+    x = rng.standard_normal((2, 32, 32, 3))
+    y = (rng.random((2, 32, 32, 1)) < 0.3).astype(float)
+    results = []
+    for dtype, place in ((np.float32, device), (np.float64, "cpu")):
+        net = UNet(widths=(8, 16, 24))
+        net.astype(dtype).to(place)
+        images, labels = (to_device(a.astype(dtype), place) for a in (x, y))
+        net.backward(bce_with_logits(net.forward(images, training=True), labels)[1])
+        gradients = [to_host(g).copy() for g in net.gradients().values()]
+        Adam(net, 1e-6).step()
+        results.append((*gradients, *map(to_host, net.parameters().values())))
+    return _error(*results)
+
+
+CHECKS: dict[str, Callable[..., float]] = {
+    "convolution, 3 -> 16": _pair(
+        "conv2d", (2, 33, 31, 3), (4, 4, 3, 16), (16,), stride=1, pad=PAD
+    ),
+    "convolution, 16 -> 1": _pair("conv2d", (2, 32, 32, 16), (1, 1, 16, 1), (1,)),
+    "convolution, 64 -> 128": _pair(
+        "conv2d", (2, 16, 16, 64), (4, 4, 64, 128), (128,), stride=1, pad=PAD
+    ),
+    "convolution, stride 2": _pair("conv2d", (2, 17, 19, 8), (3, 3, 8, 12), (12,), stride=2, pad=1),
+    "transposed convolution": _pair(
+        "conv_transpose2d", (2, 16, 16, 32), (4, 4, 16, 32), (16,), stride=2, crop=1
+    ),
+    "batch norm": _pair("batch_norm", (2, 31, 33, 20), (20,), (20,)),
+    "ReLU": _pair("relu", (2, 31, 33, 5)),
+    "max-pool": _pair("max_pool2d", (2, 32, 32, 16)),
+    "block": _block(16, 0, 32),
+    "block with skip": _block(16, 16, 16),
+    "block, inference": _block(16, 0, 32, training=False),
+    "cross-entropy": _loss(losses.bce_with_logits),
+    "Dice": _loss(losses.soft_dice),
+    "Jaccard": _loss(losses.soft_jaccard),
+    "training step": _step,
+}
+
+
+# ---------------------------------------------------------------------------- fast or slow
+
+
+def speed(device: str, size: int, batch: int) -> Report:
+    """Tiles per second of training steps and of inference; on a known GPU, their share of what the
+    roofline allows."""
+    net = UNet()
+    net.to(device)
+    x = to_device(np.zeros((batch, size, size, 3), np.float32), device)
+    labels = array_module(x).zeros((batch, size, size, 1), np.float32)
+    optimizer = Adam(net)
+
+    def predict() -> None:
+        net.predict(x)
+
+    def train() -> None:
+        _, dlogits = bce_with_logits(net.forward(x, training=True), labels)
+        net.backward(dlogits)
+        optimizer.step()
+
+    name = describe_device(device)
+    gpu = next((g for g in GPUS if re.search(rf"\b{g.name}\b", name)), None)
+    rows = []
+    for what, step, training in (("training", train, True), ("inference", predict, False)):
+        median = _median_seconds(step, device)
+        work = count(net, size, batch, training)
+        row = {
+            "what": what,
+            "seconds": median,
+            "tiles_per_second": batch / median,
+            "gflops": sum(w.flop for w in work) / median / 1e9,
+        }
+        if gpu is not None:
+            row["share_of_roofline"] = seconds(work, gpu) / median
+        rows.append(row)
+    return {"size": size, "batch": batch, "rows": rows, "kernels": _profile(train, device)}
+
+
+def _median_seconds(step: Callable[[], Any], device: str) -> float:
+    times = []
+    for _ in range(1 + REPEATS):  # the first compiles the kernels
+        synchronize(device)
+        started = time.perf_counter()
+        step()
+        synchronize(device)
+        times.append(time.perf_counter() - started)
+    return float(np.median(times[1:]))
+
+
+def _profile(step: Callable[[], Any], device: str) -> dict[str, float]:
+    """Seconds in each kernel of one step, the slowest first; the GPU is waited for after each."""
+    if device == "cpu":
+        return {}
+    gpu: Any = import_module("minicnn.kernels.gpu")
+    spent: dict[str, float] = {}
+    gpu.profile = spent
+    try:
+        step()
+    finally:
+        gpu.profile = None
+    return dict(sorted(spent.items(), key=lambda item: -item[1]))
+
+
+def _lines(report: Report) -> list[str]:
+    lines = [f"batches of {report['batch']} tiles of {report['size']} px:"]
+    for row in report["rows"]:
+        share = row.get("share_of_roofline")
+        of = "" if share is None else f", {share:.0%} of the roofline"
+        rate = f"{row['tiles_per_second']:.1f} tiles/s, {row['gflops']:.0f} GFLOP/s"
+        lines.append(f"  {row['what']:10} {row['seconds'] * 1e3:.1f} ms, {rate}{of}")
+    total = sum(report["kernels"].values())
+    for name, spent in report["kernels"].items():
+        lines.append(
+            f"    {name:20} {spent * 1e3:8.2f} ms  {spent / total:4.0%} of a training step"
+        )
+    return lines
+
+
+if __name__ == "__main__":
+    run(main)

@@ -1,0 +1,151 @@
+"""Jobs: accepted work is done, whoever is killed meanwhile; and so are stored scenes kept."""
+
+import os
+import signal
+import threading
+
+import numpy as np
+import pytest
+import requests
+from serving import decode, problem, scene, wait_for
+
+from segment.predict import predict_scene
+
+ASYNC = {"Prefer": "respond-async"}
+
+
+def finished(server, path):
+    state = server.get(path).json()
+    assert state["status"] != "failed", state
+    return state["status"] == "successful"
+
+
+@pytest.fixture(scope="module")
+def large():
+    """A scene that takes the small network some seconds."""
+    return scene(1300, 1300, compress="deflate")
+
+
+def test_a_job_from_start_to_end(server, model, tmp_path):
+    answer = server.mask(scene(300, 200), "a/b\\roof.tif", headers=ASYNC)
+    assert answer.status_code == 202 and answer.headers["Preference-Applied"] == "respond-async"
+    job = answer.headers["Location"]
+    assert answer.json()["id"] == job.rsplit("/", 1)[1]
+    wait_for(lambda: finished(server, job), 30)
+    state = server.get(job).json()
+    assert state["progress"] == 100
+    (results,) = [link["href"] for link in state["links"] if link["rel"] == "results"]
+    path = tmp_path / "scene.tif"
+    path.write_bytes(scene(300, 200))
+    for threshold in (0.3, 0.6):
+        mask = server.get(results, params={"threshold": threshold})
+        assert np.array_equal(decode(mask.content)[0], predict_scene(model, path, threshold)[0])
+        assert "roof_mask.tif" in mask.headers["Content-Disposition"]
+    assert server.delete(job).status_code == 204
+    problem(server.get(job), 404)
+    problem(server.get(results), 404)
+
+
+def test_jobs_of_items(server):
+    answer = server.put("/items/later", scene(200, 300), headers=ASYNC)
+    assert answer.status_code == 202 and answer.headers["ETag"]
+    wait_for(lambda: finished(server, answer.headers["Location"]), 30)
+    ready = server.get("/items/later/mask", headers=ASYNC)  # no need to wait: it's there
+    assert ready.status_code == 200
+    other = server.get("/items/later/mask", params={"pixel_size": 0.5}, headers=ASYNC)
+    assert other.status_code == 202
+    same = server.get("/items/later/mask", params={"pixel_size": 0.5}, headers=ASYNC)
+    assert same.status_code in (200, 202)
+    if same.status_code == 202:
+        assert same.headers["Location"] == other.headers["Location"]
+    server.delete("/items/later")
+
+
+def test_a_job_that_cannot_be_done_says_why(server):
+    data = scene(64, 64, seed=1)
+    broken = data[: len(data) - 3000]  # the last strips are missing
+    answer = server.mask(broken, "cut.tif", headers=ASYNC)
+    if answer.status_code == 422:  # it shows at once
+        return
+    job = answer.headers["Location"]
+    wait_for(lambda: server.get(job).json()["status"] == "failed", 30)
+    assert "cut.tif" in server.get(job).json()["message"]
+    assert "cut.tif" in problem(server.get(f"{job}/result"), 409)
+
+
+def test_a_killed_worker_loses_no_job_and_no_item(new_server, large):
+    """kill -9 of all workers while one computes: another one takes the job over."""
+    with new_server() as server:
+        assert server.put("/items/kept", scene()).status_code == 201
+        job = server.mask(large, headers=ASYNC).headers["Location"]
+        wait_for(lambda: server.get(job).json()["progress"] > 5, 30)
+        assert "Retry-After" in server.get(f"{job}/result").headers
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        wait_for(server.is_ready, 20)
+        wait_for(lambda: finished(server, job), 60)
+        assert server.get("/items/kept/image").content == scene()
+        assert server.get(f"{job}/result").ok
+
+
+def test_a_worker_killed_mid_request(new_server, large):
+    """Its client sees a closed connection; the service answers on, and nothing is half there."""
+    with new_server(WORKERS=2) as server:
+        seen = []
+
+        def ask():
+            try:
+                seen.append(server.mask(large).status_code)
+            except requests.ConnectionError:
+                seen.append("closed")
+
+        thread = threading.Thread(target=ask)
+        thread.start()
+        wait_for(lambda: list((server.store / "cache").iterdir()), 20)
+        for worker in server.workers():
+            os.kill(worker, signal.SIGKILL)
+        thread.join(30)
+        assert seen == ["closed"]
+        wait_for(server.is_ready, 20)
+        assert server.mask(scene()).ok and server.put("/items/a", scene()).status_code == 201
+        assert not list((server.store / "cache").glob("[!.]*")) or server.mask(scene()).ok
+
+
+def test_the_master_killed_mid_job(new_server, large):
+    """kill -9 of the master: the workers end, and the next start goes on where it was."""
+    with new_server() as server:
+        server.put("/items/kept", scene())
+        job = server.mask(large, headers=ASYNC).headers["Location"]
+        wait_for(lambda: server.get(job).json()["progress"] > 5, 30)
+        workers = server.workers()
+        os.kill(server.process.pid, signal.SIGKILL)
+        server.process.wait()
+        wait_for(lambda: not any(os.path.exists(f"/proc/{pid}") for pid in workers), 30)
+        server.__enter__()
+        wait_for(lambda: finished(server, job), 60)
+        assert server.get(f"{job}/result").ok
+        assert server.get("/items/kept/image").content == scene()
+        assert server.put("/items/kept", scene(seed=2)).status_code == 200
+
+
+def test_a_graceful_stop_finishes_the_request_in_flight(new_server, large):
+    seen = []
+    with new_server() as server:
+        thread = threading.Thread(target=lambda: seen.append(server.mask(large)))
+        thread.start()
+        wait_for(lambda: list((server.store / "cache").iterdir()), 20)
+        server.stop()
+    thread.join(30)
+    assert seen[0].status_code == 200 and decode(seen[0].content)[0].shape == (1300, 1300)
+
+
+def test_a_stopped_server_puts_its_job_down(new_server, large):
+    """A graceful stop doesn't count as an attempt, and doesn't wait for the job."""
+    with new_server() as server:
+        job = server.mask(large, headers=ASYNC).headers["Location"]
+        wait_for(lambda: server.get(job).json()["progress"] > 5, 30)
+        server.stop()
+    state = (server.store / job.lstrip("/") / "state.json").read_text()
+    assert '"status": "accepted"' in state and '"attempts": 0' in state
+    with server:
+        wait_for(lambda: finished(server, job), 60)

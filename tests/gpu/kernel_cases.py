@@ -1,0 +1,223 @@
+"""What the kernels are run on in several ways, each case against the plain ops in float64.
+
+A case is a function of the kernels (`minicnn.kernels.gpu`), an array module and a generator of
+random numbers; it raises AssertionError where a number is wrong. `CASES` holds one of each kind,
+small enough for the PTX machine and for planted bugs; Hypothesis draws more from `block` and the
+others.
+"""
+
+import numpy as np
+
+from minicnn import losses, ops
+from minicnn.layers import Layer
+from minicnn.ops import Statistics
+from minicnn.optim import Adam, AdamW
+
+TOLERANCE = 2e-5  # of the largest value
+
+
+def equal(actual, expected):
+    """Equal within rounding, list by list; None only for None."""
+    for mine, theirs in zip(actual, expected, strict=True):
+        if theirs is None:
+            assert mine is None
+            continue
+        mine = mine.get()
+        assert mine.shape == np.shape(theirs) and mine.dtype == np.float32
+        atol = TOLERANCE * max(1.0, np.abs(theirs).max(initial=0))
+        np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
+
+
+def draw(rng, *shapes):
+    return tuple(rng.standard_normal(shape).astype(np.float32) for shape in shapes)
+
+
+def double(*arrays):
+    return tuple(None if a is None else a.astype(np.float64) for a in arrays)
+
+
+def device(xp, *arrays):
+    return tuple(None if a is None else xp.asarray(a) for a in arrays)
+
+
+def convolution(N, H, W, C, F, K, stride, pad, name="conv2d"):
+    """A plain or a transposed convolution, both ways."""
+
+    def run(kernels, xp, rng):
+        shape = (K, K, C, F) if name == "conv2d" else (K, K, F, C)
+        arrays = draw(rng, (N, H, W, C), shape, F)
+        y, cache = getattr(kernels, name)(*device(xp, *arrays), stride, pad)
+        expected, kept = getattr(ops, name)(*double(*arrays), stride, pad)
+        equal([y], [expected])
+        (dy,) = draw(rng, expected.shape)
+        back = getattr(kernels, f"{name}_backward")(xp.asarray(dy), cache)
+        equal(back, getattr(ops, f"{name}_backward")(dy.astype(float), kept))
+
+    return run
+
+
+def block(N, H, W, C, D, F, K, pad, training=True):
+    """Convolution, batch norm and ReLU in one, with the skip's D channels, both ways."""
+
+    def run(kernels, xp, rng):
+        x, skip, *rest = draw(rng, (N, H, W, C), (N, H, W, D), (K, K, C + D, F), F, F, F)
+        skip = skip if D else None
+        given = None
+        if not training:
+            mean, var = draw(rng, F, F)
+            given = Statistics(mean, var**2 + np.float32(0.5))
+        on_device = given and Statistics(*device(xp, *given))
+        y, cache = kernels.conv_bn_relu(*device(xp, x, skip, *rest), on_device, pad)
+        expected, kept = ops.conv_bn_relu(
+            *double(x, skip, *rest), given and Statistics(*double(*given)), pad
+        )
+        equal([y, *cache.statistics], [expected, *kept.statistics])
+        (dy,) = draw(rng, expected.shape)
+        back = kernels.conv_bn_relu_backward(xp.asarray(dy), cache)
+        equal(back, ops.conv_bn_relu_backward(dy.astype(float), kept))
+
+    return run
+
+
+def norm(N, H, W, C, training=True, offset=0):
+    """Batch norm by itself; `offset` moves the mean away from 0, where sums of squares drown."""
+
+    def run(kernels, xp, rng):
+        x, gamma, beta, mean, var = draw(rng, (N, H, W, C), C, C, C, C)
+        x += np.float32(offset)
+        given = None if training else Statistics(mean, var**2 + np.float32(0.5))
+        on_device = given and Statistics(*device(xp, *given))
+        y, cache = kernels.batch_norm(*device(xp, x, gamma, beta), on_device)
+        expected, kept = ops.batch_norm(
+            *double(x, gamma, beta), given and Statistics(*double(*given))
+        )
+        if offset:  # float32 has so many digits of x itself
+            np.testing.assert_allclose(cache.statistics.var.get(), kept.statistics.var, rtol=1e-4)
+            return
+        equal([y, *cache.statistics], [expected, *kept.statistics])
+        (dy,) = draw(rng, expected.shape)
+        back = kernels.batch_norm_backward(xp.asarray(dy), cache)
+        equal(back, ops.batch_norm_backward(dy.astype(float), kept))
+
+    return run
+
+
+def pool(N, H, W, C, size, ties=False):
+    def run(kernels, xp, rng):
+        (x,) = draw(rng, (N, H, W, C))
+        x = np.round(x) if ties else x
+        y, cache = kernels.max_pool2d(xp.asarray(x), size)
+        expected, kept = ops.max_pool2d(x, size)
+        equal([y], [expected])
+        (dy,) = draw(rng, expected.shape)
+        for other in (None, x):
+            back = kernels.max_pool2d_backward(*device(xp, dy), cache, *device(xp, other))
+            equal([back], [ops.max_pool2d_backward(dy, kept, other)])
+
+    return run
+
+
+def relu(shape):
+    def run(kernels, xp, rng):
+        (x,) = draw(rng, shape)
+        x.flat[:2] = 0, np.nan
+        y, cache = kernels.relu(xp.asarray(x))
+        expected, kept = ops.relu(x)
+        equal([y], [expected])
+        (dy,) = draw(rng, shape)
+        equal([kernels.relu_backward(xp.asarray(dy), cache)], [ops.relu_backward(dy, kept)])
+
+    return run
+
+
+def loss(f, masked, extreme=False, **options):
+    """A loss and its gradient."""
+
+    def run(kernels, xp, rng):
+        (logits,) = draw(rng, (3, 40, 50, 1))
+        logits *= np.float32(60 if extreme else 1)
+        labels = (rng.random(logits.shape) < 0.4).astype(np.float32)
+        valid = (rng.random(logits.shape) < 0.9).astype(np.float32) if masked else None
+        (on_device,), (exact,) = device(xp, valid), double(valid)
+        value, slope = f(*device(xp, logits, labels), **options, valid=on_device)
+        expected, gradient = f(*double(logits, labels), **options, valid=exact)
+        np.testing.assert_allclose(float(value), float(expected), rtol=1e-5)
+        equal([slope * np.float32(1000)], [gradient * 1000])
+
+    return run
+
+
+class Parameters(Layer):
+    """Parameters of many sizes, more than a table of adam.cu holds."""
+
+    def __init__(self, rng, to):
+        super().__init__()
+        shapes = [(1 + 7 * i % 300,) for i in range(100)] + [(4, 4, 3, 16)]
+        self.params = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+        self.grads = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+
+
+def optimiser(kind, **options):
+    """Three steps, against the same in float64."""
+
+    def run(kernels, xp, rng):
+        state = rng.bit_generator.state
+        mine = Parameters(rng, xp.asarray)
+        rng.bit_generator.state = state
+        theirs = Parameters(rng, lambda a: a.astype(float))
+        optimisers = kind(mine, 0.01, **options), kind(theirs, 0.01, **options)
+        for optimizer in optimisers * 3:
+            optimizer.step()
+        equal(mine.params.values(), theirs.params.values())
+        equal(optimisers[0].averages.values(), optimisers[1].averages.values())
+
+    return run
+
+
+def running(C):
+    def run(kernels, xp, rng):
+        arrays = draw(rng, C, C, C, C)
+        mean, var, *batch = device(xp, *arrays)
+        kernels.update_running(mean, var, Statistics(*batch), 0.1, 1.25)
+        old_mean, old_var, new_mean, new_var = double(*arrays)
+        equal([mean, var], [0.9 * old_mean + 0.1 * new_mean, 0.9 * old_var + 0.125 * new_var])
+
+    return run
+
+
+def bytes_to_floats(shape):
+    def run(kernels, xp, rng):
+        pixels = rng.integers(0, 256, shape, dtype=np.uint8)
+        equal([kernels.normalise(xp.asarray(pixels), 127.5, 64.0)], [(pixels - 127.5) / 64])
+
+    return run
+
+
+CASES = {
+    "first layer": convolution(2, 9, 7, 3, 5, 4, 1, ((1, 2), (1, 2))),
+    "head": convolution(2, 6, 5, 16, 1, 1, 1, 0),
+    "whole channels": convolution(1, 12, 13, 4, 8, 3, 2, 1),
+    "32 filters": convolution(1, 9, 8, 4, 20, 2, 3, 0),
+    "64 filters": convolution(1, 9, 17, 8, 68, 2, 1, ((0, 1), (0, 1))),
+    "up": convolution(2, 5, 6, 8, 4, 4, 2, 1, "conv_transpose2d"),
+    "up, odd": convolution(1, 4, 5, 3, 2, 3, 2, ((0, 1), (1, 0)), "conv_transpose2d"),
+    "block": block(1, 9, 16, 4, 0, 8, 4, ((1, 2), (1, 2))),
+    "block with skip": block(2, 5, 7, 4, 8, 20, 4, ((1, 2), (1, 2))),
+    "block, odd skip": block(2, 6, 4, 3, 2, 5, 3, 1),
+    "block, inference": block(1, 7, 9, 4, 4, 8, 4, ((1, 2), (1, 2)), training=False),
+    "batch norm": norm(2, 9, 9, 5),
+    "batch norm, inference": norm(1, 4, 5, 3, training=False),
+    "batch norm, many channels": norm(1, 3, 4, 300),
+    "batch norm, far mean": norm(2, 16, 16, 4, offset=100),
+    "pool": pool(2, 7, 9, 5, 2),
+    "pool, ties": pool(1, 6, 6, 3, 3, ties=True),
+    "relu": relu((2, 5, 6, 7)),
+    "cross-entropy": loss(losses.bce_with_logits, masked=True, pos_weight=3.0),
+    "cross-entropy, extreme": loss(losses.bce_with_logits, masked=False, extreme=True),
+    "Dice": loss(losses.soft_dice, masked=True),
+    "Jaccard": loss(losses.soft_jaccard, masked=False, smooth=2.0),
+    "Adam": optimiser(Adam, weight_decay=0.1),
+    "AdamW": optimiser(AdamW, weight_decay=0.1),
+    "running averages": running(300),
+    "bytes": bytes_to_floats((2, 9, 7, 3)),
+}

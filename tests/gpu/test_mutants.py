@@ -1,0 +1,293 @@
+"""Planted bugs, each of which some machine must find: proof that the kernels' tests can fail.
+
+A fault of arithmetic shows in the numbers. A dropped barrier or guard often does not, on a CPU; the
+PTX machine sees it happen, and its message must say what it was.
+"""
+
+import types
+from importlib import import_module
+
+import cuda_on_cpu
+import kernel_cases
+import ptx
+import pytest
+
+CPU = cuda_on_cpu.Machine(order=1)
+PTX = ptx.Machine()
+CASES = kernel_cases.CASES
+
+
+def replace_once(text, old, new):
+    assert text.count(old) == 1, f"{text.count(old)} places for {old!r}"
+    return text.replace(old, new)
+
+
+# module, what is there, what is put there, the case that must fail
+ARITHMETIC = {
+    "a parameter left out": ("adam", "if (t.first[middle] <=", "if (t.first[middle] <", "Adam"),
+    "decay through the averages": ("adam", "t.g[row][i] + decay * p", "t.g[row][i]", "Adam"),
+    "decay not of the parameter": ("adam", " - shrink * p", "", "AdamW"),
+    "unlabelled pixels counted": (
+        "loss",
+        "sums[COUNT] += v;",
+        "sums[COUNT] += 1.f;",
+        "cross-entropy",
+    ),
+    "slope of the wrong loss": ("loss", "dice ? ratio - 2.f * y", "dice ? ratio - y", "Dice"),
+    "exp without a bound": (
+        "loss",
+        "log1pf(expf(-fabsf(x)))",
+        "log1pf(expf(-x))",
+        "cross-entropy, extreme",
+    ),
+    "variance left biased": ("norm", "unbias * batch_var[c]", "batch_var[c]", "running averages"),
+    "pad off by one": ("conv", "/ phases - back;", "/ phases - back + 1;", "first layer"),
+    "stride taken for phases": ("conv", "return q * stride", "return q * phases", "whole channels"),
+    "rows taken for columns": ("conv", "tap.ky * s.W + tap.kx", "tap.ky * s.H + tap.kx", "block"),
+    "phases swapped": (
+        "conv",
+        "const int py = blockIdx.z / s.phases, px = blockIdx.z % s.phases;",
+        "const int px = blockIdx.z / s.phases, py = blockIdx.z % s.phases;",
+        "up, odd",
+    ),
+    "kernel not turned round": ("conv", "stride * (J - 1 - jy)", "stride * jy", "first layer"),
+    "first channel ignored": ("conv", "all + c0 + c", "all + c", "block with skip"),
+    "absent pixels in the variance": ("conv", "if (row + i < rows) own", "own", "block"),
+    "a slice too few": (
+        "conv",
+        "for (int k0 = 0; k0 < k_end;",
+        "for (int k0 = 0; k0 + SLICE <= k_end;",
+        "whole channels",
+    ),
+    "split counted twice": (
+        "conv_dw",
+        "(blockIdx.z + 1) * rows",
+        "(blockIdx.z + 2) * rows",
+        "block",
+    ),
+    "mean over the wrong count": (
+        "norm",
+        "const int count = min(rows, M - i * rows);",
+        "const int count = rows;",
+        "batch norm",
+    ),
+    "statistics taken for the batch's": (
+        "norm",
+        "from_batch ? (sums",
+        "true ? (sums",
+        "block, inference",
+    ),
+    "bias counted in the variance": (
+        "norm",
+        "block_sum(sum) / M;",
+        "block_sum(sum) / M + b;",
+        "block",
+    ),
+    "gradient through a closed ReLU": ("norm", "passes ? dy : 0.f", "dy", "block"),
+    "last of equals": ("pool", "if (v > best ||", "if (v >= best ||", "pool, ties"),
+    "winner's row and column swapped": (
+        "pool",
+        "h % size * size + w % size",
+        "w % size * size + h % size",
+        "pool",
+    ),
+    "ReLU that swallows NaN": ("pointwise", "x[i] < 0.f ? 0.f : x[i]", "fmaxf(x[i], 0.f)", "relu"),
+    "a part left out": ("reduce", "int r = 1; r < 8", "int r = 1; r < 7", "64 filters"),
+}
+
+# module, what is there, what is put there, the case that must fail, the fault
+MEMORY = {
+    "barrier before the product dropped": (
+        "conv",
+        "        __syncthreads();\n        fetch(",
+        "        fetch(",
+        "whole channels",
+        "race in shared memory, read",
+    ),
+    "barrier after the product dropped": (
+        "conv",
+        "multiply(row, col, sum);\n        __syncthreads();",
+        "multiply(row, col, sum);",
+        "whole channels",
+        "race in shared memory, write",
+    ),
+    "barrier for half the block": (
+        "conv",
+        "multiply(row, col, sum);\n        __syncthreads();",
+        "multiply(row, col, sum);\n        if (t < 32) __syncthreads();",
+        "whole channels",
+        "barrier",
+    ),
+    "barrier between two sums dropped": (
+        "norm",
+        "    all[t] = sum;\n    __syncthreads();",
+        "    all[t] = sum;",
+        "batch norm",
+        "race in shared memory",
+    ),
+    "image's edge not guarded": (
+        "conv",
+        "y < (unsigned)s.H &&",
+        "y <= (unsigned)s.H &&",
+        "whole channels",
+        "out of bounds",
+    ),
+    "weights' end not guarded": (
+        "conv",
+        "if (row >= rows || col >= cols) return v;",
+        "if (col >= cols) return v;",
+        "block",
+        "out of bounds",
+    ),
+    "last pixels not guarded": (
+        "conv",
+        "if (m >= M) break;",
+        "",
+        "whole channels",
+        "out of bounds",
+    ),
+    "odd filters not guarded": (
+        "conv",
+        "if (col + j < cols) v.at[j] = p[j];",
+        "v.at[j] = p[j];",
+        "first layer",
+        "out of bounds",
+    ),
+    "skip read from the start of its pixel": (
+        "conv",
+        "skip + pixel * s.D + tap.c - s.C",
+        "skip + pixel * s.D + tap.c",
+        "block with skip",
+        "out of bounds",
+    ),
+    "four at a time where channels are odd": (
+        "conv",
+        "CONV(conv_any, 16, 4, false)",
+        "CONV(conv_any, 16, 4, true)",
+        "first layer",
+        "out of bounds|misaligned",
+    ),
+    "splits all write one part": (
+        "conv_dw",
+        "(long long)blockIdx.z * k_end * s.F",
+        "0",
+        "block",
+        "race in global memory",
+    ),
+    "one thread too many": (
+        "pointwise",
+        "if (i >= size) return;",
+        "",
+        "relu",
+        "out of bounds",
+    ),
+}
+
+# in minicnn/kernels/gpu.py: what is there, what is put there, the case, the error
+HOST = {
+    "scalars as wide as Python's": (
+        "    int: np.int32,\n    float: np.float32,",
+        "    int: np.int64,\n    float: np.float64,",
+        "head",
+        (TypeError, "is int, not a int64"),
+    ),
+    "arguments swapped": (
+        "w, scale, b, y, moments, s)",
+        "w, scale, y, b, moments, s)",
+        "head",
+        None,
+    ),
+    "members of the structure swapped": (
+        '"K", "stride"',
+        '"stride", "K"',
+        "head",
+        (TypeError, "other members"),
+    ),
+    "arrays with gaps let through": (
+        "return x if x.flags.c_contiguous and x.data.ptr % 16 == 0 else x.copy()",
+        "return x",
+        "strided",
+        (TypeError, "gaps"),
+    ),
+    "a block short of the last pixels": (
+        "return -(-size // per_block)",
+        "return max(1, size // per_block)",
+        "block",
+        None,
+    ),
+}
+
+
+@pytest.fixture
+def kernels(stand_in):
+    return import_module("minicnn.kernels.gpu")
+
+
+def plant(kernels, monkeypatch, module, old, new):
+    good = kernels.source
+    assert old in good(module)
+    monkeypatch.setattr(
+        kernels,
+        "source",
+        lambda name: replace_once(good(name), old, new) if name == module else good(name),
+    )
+
+
+@pytest.mark.parametrize("name", ARITHMETIC)
+def test_wrong_arithmetic_shows_in_the_numbers(name, kernels, stand_in, monkeypatch, rng):
+    *mutation, case = ARITHMETIC[name]
+    plant(kernels, monkeypatch, *mutation)
+    monkeypatch.setattr(stand_in, "machine", CPU)
+    with pytest.raises((AssertionError, cuda_on_cpu.LaunchError), match=r"Not equal|wrote outside"):
+        CASES[case](kernels, stand_in.module, rng)
+
+
+@pytest.mark.parametrize("name", MEMORY)
+def test_wrong_access_to_memory_is_seen(name, kernels, stand_in, monkeypatch, rng):
+    *mutation, case, fault = MEMORY[name]
+    plant(kernels, monkeypatch, *mutation)
+    monkeypatch.setattr(stand_in, "machine", PTX)
+    with pytest.raises(ptx.Fault, match=fault):
+        CASES[case](kernels, stand_in.module, rng)
+
+
+def strided(kernels, xp, rng):
+    (x,) = (xp.asarray(a) for a in kernel_cases.draw(rng, (2, 6, 6, 8)))
+    kernels.max_pool2d(x[:, :, :, ::2])
+
+
+@pytest.mark.parametrize("name", HOST)
+def test_wrong_launches_are_refused_or_show(name, kernels, stand_in, monkeypatch, rng):
+    old, new, case, error = HOST[name]
+    text = replace_once((kernels.CUDA.parent / "gpu.py").read_text(), old, new)
+    mutant = types.ModuleType("mutant")
+    mutant.__file__ = kernels.__file__
+    exec(compile(text, "mutant", "exec"), vars(mutant))
+    run = CASES.get(case, strided)
+    if error is None:
+        with pytest.raises(AssertionError, match="Not equal"):
+            run(mutant, stand_in.module, rng)
+    else:
+        with pytest.raises(error[0], match=error[1]):
+            run(mutant, stand_in.module, rng)
+
+
+@pytest.mark.parametrize("order", [0, 1, 5])
+def test_a_dropped_barrier_shows_in_the_numbers_too(order, kernels, stand_in, monkeypatch, rng):
+    mutation = (
+        "conv",
+        "multiply(row, col, sum);\n        __syncthreads();",
+        "multiply(row, col, sum);",
+    )
+    plant(kernels, monkeypatch, *mutation)
+    monkeypatch.setattr(stand_in, "machine", cuda_on_cpu.Machine(order))
+    with pytest.raises(AssertionError, match="Not equal"):
+        CASES["whole channels"](kernels, stand_in.module, rng)
+
+
+def test_a_barrier_in_a_branch_is_refused_by_the_cpu(kernels, stand_in, monkeypatch, rng):
+    _, old, new, case, _ = MEMORY["barrier for half the block"]
+    plant(kernels, monkeypatch, "conv", old, new)
+    monkeypatch.setattr(stand_in, "machine", CPU)
+    with pytest.raises(cuda_on_cpu.LaunchError, match="barrier"):
+        CASES[case](kernels, stand_in.module, rng)

@@ -1,0 +1,95 @@
+"""`python -m segment.train --device gpu`, with the stand-in for the GPU: the same training."""
+
+import csv
+import functools
+
+import numpy as np
+import pytest
+
+import segment.train
+import segment.trainer
+from minicnn.checkpoint import load
+from segment.errors import InputError
+from segment.synthetic import write_scenes
+
+
+@pytest.fixture(scope="module")
+def data(tmp_path_factory):
+    """Three cities of two scenes, each one tile."""
+    folder = tmp_path_factory.mktemp("scenes")
+    write_scenes(folder, cities=("ashford", "birkdale", "corvo"), scenes_per_city=2, size=256)
+    return folder
+
+
+@pytest.fixture
+def train(data, tmp_path, monkeypatch):
+    """Train a narrow net; returns its history and its last checkpoint."""
+    narrow = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
+    monkeypatch.setattr(segment.train, "UNet", narrow)
+
+    def run(device, *options, out=None, epochs=2):
+        folder = tmp_path / (out or device)
+        fixed = ["--data", data, "--cache", tmp_path / "cache", "--out", folder]
+        fixed += ["--epochs", epochs, "--batch-size", 2, "--split", "random"]
+        segment.train.main([str(o) for o in (*fixed, "--device", device, *options)])
+        with open(folder / "history.csv") as file:
+            history = list(csv.DictReader(file))
+        return history, load(folder / "last.safetensors")[0]
+
+    return run
+
+
+def test_the_gpu_gives_the_loss_curve_of_the_cpu(train, stand_in):
+    (cpu, cpu_arrays), (gpu, gpu_arrays) = train("cpu"), train("gpu")
+    assert len(cpu) == len(gpu) == 2
+    for one, other in zip(cpu, gpu, strict=True):
+        for name in one.keys() - {"seconds"}:
+            near = {"rel": 1e-3} if name.endswith("loss") else {"abs": 0.01}  # shares of pixels
+            assert float(other[name]) == pytest.approx(float(one[name]), **near), name
+    assert cpu_arrays.keys() == gpu_arrays.keys()
+    for name, array in cpu_arrays.items():
+        assert gpu_arrays[name].dtype == array.dtype
+        if name.startswith("net."):
+            np.testing.assert_allclose(gpu_arrays[name], array, rtol=0.05, atol=3e-3, err_msg=name)
+    assert stand_in.counts["launch adam"] == 2 * 2
+
+
+def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(train, stand_in, monkeypatch):
+    whole, _ = train("cpu", out="whole")
+    fit = segment.trainer.Trainer.finish_epoch
+
+    def stop_after_one(self, *arguments):
+        fit(self, *arguments)
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(segment.trainer.Trainer, "finish_epoch", stop_after_one)
+    with pytest.raises(KeyboardInterrupt):
+        train("cpu", out="moved")
+    monkeypatch.setattr(segment.trainer.Trainer, "finish_epoch", fit)
+    moved, _ = train("gpu", "--resume", out="moved")
+    assert moved[0]["train_loss"] == whole[0]["train_loss"]
+    assert float(moved[1]["train_loss"]) == pytest.approx(float(whole[1]["train_loss"]), rel=2e-3)
+
+
+def test_a_batch_too_large_gives_the_size_that_fits(train, stand_in, monkeypatch):
+    monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (8 << 20))
+    with pytest.raises(InputError, match=r"a batch of 2 tiles takes .* not even one tile fits"):
+        train("gpu")
+
+
+def test_auto_takes_what_fits(data, tmp_path, stand_in, monkeypatch):
+    class Stopped(Exception):
+        pass
+
+    def stop(settings, *_):
+        raise Stopped(settings.batch_size)
+
+    monkeypatch.setattr(segment.train, "_trainer", stop)
+    options = ["--data", data, "--cache", tmp_path, "--device", "gpu", "--batch-size", "auto"]
+    for gigabytes, batch in ((1, 10), (2, 22), (16, 32)):
+        monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (gigabytes << 30))
+        with pytest.raises(Stopped, match=f"^{batch}$"):
+            segment.train.main([*map(str, options), "--out", str(tmp_path / str(batch))])
+    monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (1 << 20))
+    with pytest.raises(InputError, match="not even one tile fits"):
+        segment.train.main([*map(str, options), "--out", str(tmp_path / "none")])

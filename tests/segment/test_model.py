@@ -1,0 +1,60 @@
+"""Model files: what comes back, and which files are refused."""
+
+import numpy as np
+import pytest
+
+from minicnn.checkpoint import CheckpointError, net_arrays, save
+from segment.model import ModelInfo, load_model, save_model
+from segment.scenes import Reading
+from segment.unet import UNet
+
+
+def narrow(**sizes):
+    return UNet(widths=(2, 3), **sizes)
+
+
+def test_a_model_comes_back(tmp_path):
+    info = ModelInfo(reading=Reading((3, 2, 1), (0.0, 9.0)), pixel_size=0.3, threshold=0.25)
+    net, path = narrow(), tmp_path / "m.safetensors"
+    save_model(path, net, info)
+    model = load_model(path)
+    assert model.net.widths == (2, 3)
+    for name in ("reading", "pixel_size", "threshold"):
+        assert getattr(model.info, name) == getattr(info, name)
+    pixels = np.random.default_rng(0).integers(0, 256, (1, 8, 8, 3), np.uint8)
+    scaled = ((pixels.astype(float) - 127.5) / 64).astype(np.float32)
+    expected = 1 / (1 + np.exp(-net.predict(scaled)[..., 0].astype(float)))
+    np.testing.assert_allclose(model.predict(pixels), expected, atol=1e-6)
+
+
+@pytest.mark.parametrize("architecture", ["unet", {"depth": 3}, {"widths": 3}, {"widths": []}, [1]])
+def test_a_net_that_is_none_of_ours_is_refused(tmp_path, architecture):
+    path = tmp_path / "m.safetensors"
+    about = {"model": {"architecture": architecture, "reading": {}}}
+    save(path, net_arrays(narrow()), about)
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: the model is no U-Net of ours"):
+        load_model(path)
+
+
+def test_the_weights_of_another_architecture_are_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save(path, net_arrays(narrow()), {"model": {"architecture": {}, "reading": {}}})
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: .*another architecture"):
+        load_model(path)
+
+
+@pytest.mark.parametrize("sizes", [{"in_channels": 5}, {"classes": 2}])
+def test_other_channels_and_classes_are_refused(tmp_path, sizes):
+    path = tmp_path / "m.safetensors"
+    save_model(path, narrow(**sizes), ModelInfo())
+    with pytest.raises(
+        CheckpointError, match=r"m\.safetensors: .*red, green and blue to one class"
+    ):
+        load_model(path)
+
+
+def test_other_scaling_is_refused(tmp_path):
+    path = tmp_path / "m.safetensors"
+    save_model(path, narrow(), ModelInfo(scaling=(0.0, 255.0)))
+    with pytest.raises(CheckpointError, match=r"m\.safetensors: pixels are scaled"):
+        load_model(path)
