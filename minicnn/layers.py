@@ -25,6 +25,7 @@ class Layer:
         self.grads: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
         self.cache: Any = None
+        self.kept: dict[Any, Any] | None = None  # what inference derived from a frozen layer
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output; what `backward` will need is kept."""
@@ -82,8 +83,23 @@ class Layer:
     def _convert(self, function: Any) -> "Layer":
         for _, layer in self.walk():
             for arrays in (layer.params, layer.grads, layer.state):
-                arrays.update({key: function(array) for key, array in arrays.items()})
+                for key, array in arrays.items():
+                    arrays[key] = function(array)
+                    if arrays[key] is not array:
+                        layer.kept = None
             layer.cache = None
+        return self
+
+    def freeze(self) -> "Layer":
+        """Make every array read-only: inference keeps what it derives from them, for use again.
+
+        `astype`, and `to` another device, put new, writable arrays in their place, and end it.
+        """
+        for _, layer in self.walk():
+            for array in (*layer.params.values(), *layer.state.values()):
+                if isinstance(array, np.ndarray):
+                    array.flags.writeable = False
+            layer.kept = {}
         return self
 
     def recall(self) -> Any:
@@ -306,15 +322,18 @@ class ConvBlock(Layer):
         return dx, dskip
 
     def predict(self, x: Array, skip: Array | None = None) -> Array:
-        return self._apply(x, skip, running_statistics(self.state))[0]
+        statistics = running_statistics(self.state)
+        constants = self._constants(statistics)
+        return kernels_for(x).conv_bn_relu_predict(x, skip, *constants, self.kept)
 
     def _apply(
         self, x: Array, skip: Array | None, statistics: Statistics | None
     ) -> tuple[Array, Any]:
+        return kernels_for(x).conv_bn_relu(x, skip, *self._constants(statistics))
+
+    def _constants(self, statistics: Statistics | None) -> tuple[Any, ...]:
         p = self.params
-        return kernels_for(x).conv_bn_relu(
-            x, skip, p["w"], p["b"], p["gamma"], p["beta"], statistics, self.pad, EPS
-        )
+        return p["w"], p["b"], p["gamma"], p["beta"], statistics, self.pad, EPS
 
     def output_shape(self, shape: Shape) -> Shape:
         return *shape[:3], self.params["w"].shape[3]

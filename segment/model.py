@@ -77,7 +77,10 @@ def save_model(path: str | Path, net: UNet, info: ModelInfo, dtype: Any = np.flo
 
 
 def load_model(path: str | Path | None = None) -> Model:
-    """The model in a run's folder or in a file; None: the one that comes with the package."""
+    """The model in a run's folder or in a file; None: the one that comes with the package.
+
+    Its net is frozen, which makes predictions faster; train a copy (`net.astype(np.float32)`).
+    """
     file = Path(path) if path is not None else BUNDLED
     if file.is_dir():
         if not (file / BEST).exists():
@@ -95,6 +98,7 @@ def load_model(path: str | Path | None = None) -> Model:
             f"{net.in_channels} channels to {net.classes} classes"
         )
     load_net(net, arrays, file)
+    net.freeze()
     return Model(net, info)
 
 

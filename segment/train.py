@@ -216,6 +216,7 @@ def _trainer(
                 f"with {settings.reading}"
             )
         net = model.net
+        net.astype(np.float32)  # a copy of every array: a loaded net is frozen
     return Trainer(
         net,
         info,

@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up
+from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -90,8 +90,9 @@ def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
 
 
 def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
-    if cpu_up.fits(_map(x), w, stride, crop):
-        y, cache = cpu_up.conv_transpose2d(_map(x), w, b)
+    if cpu_up_direct.fits(_map(x), w, stride, crop):
+        way: Any = cpu_up if cpu_up.fits(_map(x)) else cpu_up_direct
+        y, cache = way.conv_transpose2d(_map(x), w, b)
     else:
         y, cache = ops.conv_transpose2d(_array(x), w, b, stride, crop)
     return _like(x, y), cache
@@ -100,6 +101,8 @@ def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0)
 def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
     if isinstance(cache, cpu_up.UpCache):
         return cpu_up.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
+    if isinstance(cache, cpu_up_direct.DirectCache):
+        return cpu_up_direct.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
     return ops.conv_transpose2d_backward(dy, cache)
 
 
@@ -137,6 +140,29 @@ def conv_bn_relu(
     plain = None if skip is None else _array(skip)
     y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
     return _like(x, y), plain_cache
+
+
+def conv_bn_relu_predict(
+    x: Any,
+    skip: Any,
+    w: Array,
+    b: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics,
+    pad: Pad = 0,
+    eps: float = 1e-5,
+    kept: dict[Any, Any] | None = None,
+) -> Any:
+    """The block in inference: by given statistics, with nothing kept for a backward pass.
+
+    kept: what was derived from these very constants before, for use again; None: they may change.
+    """
+    sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
+    if cpu_blocks.fits(sources, w, pad):
+        y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
+        return y if isinstance(x, Map) else y.value()
+    return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
 
 
 def conv_bn_relu_backward(

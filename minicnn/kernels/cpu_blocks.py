@@ -9,6 +9,7 @@ weights. Batch norm's own gradient, with n pixels a channel and dy masked by the
 is made while reading: its factor gamma / std goes into the weights, the rest is dy + b z + c.
 """
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
 
@@ -17,13 +18,14 @@ import numpy as np
 from minicnn.kernels.cpu_maps import (
     Gradient,
     Map,
+    Reader,
     as_gradient,
     channel_sums,
     mask_and_sum,
     padded,
 )
 from minicnn.kernels.cpu_tiles import Tiles
-from minicnn.kernels.cpu_toom import OUTPUTS, from_points, spread, to_points
+from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
 from minicnn.kernels.cpu_windows import Windows
 from minicnn.memory import empty
 from minicnn.ops import Pad, Statistics, pads
@@ -81,10 +83,11 @@ def conv_bn_relu(
     N, H, W, _ = sources[0].shape
     F = len(b)
     z = empty(N, H, W, F)
-    slots = _convolve(sources, w, top, left, z)
+    how = _method(sources, w)
+    sums = _convolve(how, how.weights(w), sources, top, left, z, _sums(F))
     from_batch = statistics is None
     if statistics is None:
-        mean, square = slots.sum(0, dtype=float) / (N * H * W)
+        mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
         var = np.maximum(square - mean * mean, 0)
         statistics = Statistics((mean + b).astype(np.float32), var.astype(np.float32))
     else:
@@ -95,38 +98,93 @@ def conv_bn_relu(
     return y, BlockCache(sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics)
 
 
-def _convolve(sources: list[Map], w: np.ndarray, top: int, left: int, z: np.ndarray) -> np.ndarray:
-    """z = convolution of the sources; returns sums of z and z * z by strip, (strips, 2, F)."""
+def conv_bn_relu_predict(
+    sources: list[Map],
+    w: np.ndarray,
+    b: np.ndarray,
+    gamma: np.ndarray,
+    beta: np.ndarray,
+    statistics: Statistics,
+    pad: Pad,
+    eps: float,
+    kept: dict[Any, Any] | None,
+) -> Map:
+    """The block in inference: batch norm is folded into the weights.
+
+    relu(gamma (conv(x; w) + b - mean) / std + beta) = relu(conv(x; w scale) + shift).
+    """
+    (top, _), (left, _) = pads(pad)
+    N, H, W, _ = sources[0].shape
+    scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
+    shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
+    y = empty(N, H, W, len(b))
+    how = _method(sources, w)
+    U = None if kept is None else kept.get(type(how))
+    if U is None:
+        U = how.weights(w * scale)
+        if kept is not None:
+            kept[type(how)] = U
+    _convolve(how, U, sources, top, left, y, lambda rows: np.maximum(rows, 0, out=rows), shift)
+    return Map(y)
+
+
+def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
+    """Sums of z and z * z by channel, (2, F), of rows (rows, W * F)."""
+
+    def sums(rows: np.ndarray) -> np.ndarray:
+        result = np.empty((2, F), np.float32)
+        channel_sums(rows, rows, result)
+        return result
+
+    return sums
+
+
+def _method(sources: list[Map], w: np.ndarray) -> Any:
+    return method(len(w), [x.shape[3] for x in sources], w.shape[3], sources[0].shape[2])
+
+
+def _convolve(
+    how: Any,
+    U: Any,
+    sources: list[Map],
+    top: int,
+    left: int,
+    z: np.ndarray,
+    finish: Callable[[np.ndarray], Any],
+    shift: np.ndarray | None = None,
+) -> list[Any]:
+    """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it."""
     N, H, W, F = z.shape
-    K = len(w)
-    how: Any = method(K, [x.shape[3] for x in sources], F, W)
-    U = how.weights(w)
+    K = how.K
     strips = how.strips(H)
     rows = OUTPUTS * strips
-    count = H // rows
-    slots = np.empty((N * count, 2, F), np.float32)
+    count = N * (H // rows)
+    results: list[Any] = [None] * count
+    shifts = None if shift is None else np.tile(shift, how.out_pitch)
 
     def points(j: int) -> list[np.ndarray]:
         n, first = divmod(j * rows, H)
         return _points(how, sources, n, first - top, strips, left)
 
-    def finish(j: int, M: np.ndarray) -> None:
+    def back(j: int, M: np.ndarray) -> None:
         n, first = divmod(j * rows, H)
         out = z[n, first : first + rows].reshape(rows, W * F)
         target = out.reshape(strips, OUTPUTS, W * F)
+        if shifts is not None:
+            M.reshape(-1, strips, how.out_pitch * F)[ONE] += shifts
         from_points(M, K, strips, W * F, how.out_pitch * F, target, how.sets)
-        channel_sums(out, out, slots[j])
+        results[j] = finish(out)
 
     if how.small:
         tiles = strips * how.row_tiles
-        V = empty(how.P**2, N * count * tiles, how.C)
-        M = empty(how.P**2, N * count * tiles, F)
-        run(N * count, lambda j: how.tiled(points(j), strips, V, j * tiles))
+        V = empty(how.P**2, count * tiles, how.C)
+        M = empty(how.P**2, count * tiles, F)
+        run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
         _products(V, U, M)
-        run(N * count, lambda j: finish(j, how.untiled(M, strips, j * tiles)[0]))
+        run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
     else:
-        run(N * count, lambda j: finish(j, how.multiply(points(j), U, strips)[0]))
-    return slots
+        run(count, lambda j: back(j, how.multiply(points(j), U, strips)[0]))
+    return results
 
 
 def _points(
@@ -178,7 +236,7 @@ def conv_bn_relu_backward(
     if cache.from_batch:
         slope = -inverse_std * dgamma / (N * H * W)
         offset = -dbeta / (N * H * W) - slope * mean
-        read = _normed(gradient.dy, y, slope, offset)
+        read: Reader = _normed(gradient.dy, y, slope, offset)
         db = np.zeros(F, np.float32)
     else:
         read = Map(gradient.dy).read
@@ -189,7 +247,7 @@ def conv_bn_relu_backward(
     return dx, dw, db, dgamma.astype(np.float32), dbeta.astype(np.float32)
 
 
-def _normed(dy: np.ndarray, y: Map, slope: np.ndarray, offset: np.ndarray) -> Any:
+def _normed(dy: np.ndarray, y: Map, slope: np.ndarray, offset: np.ndarray) -> Reader:
     """A reader of dy + slope * z + offset."""
     W = y.shape[2]
     slopes = np.tile(slope.astype(np.float32), W)
@@ -204,87 +262,124 @@ def _normed(dy: np.ndarray, y: Map, slope: np.ndarray, offset: np.ndarray) -> An
 
 
 def _convolve_backward(
-    read: Any, cache: BlockCache, scale: np.ndarray, need_dx: bool
+    read: Reader, cache: BlockCache, scale: np.ndarray, need_dx: bool
 ) -> tuple[list[Any], np.ndarray]:
     """Gradients of the sources and of w, from a reader of the convolution's own (over `scale`)."""
-    sources, w, top, left = cache.sources, cache.w, cache.top, cache.left
-    N, H, W, F = cache.y.shape
-    K, channels = len(w), [x.shape[3] for x in sources]
-    how: Any = method(K, channels, F, W)
-    strips = how.strips(H)
-    rows = OUTPUTS * strips
-    count = N * (H // rows)
-    below, right = K - 1 - top, K - 1 - left  # a kernel turned around is padded the other way
-    first_lazy = sources[0].lazy and need_dx
-    slots = np.zeros((count, 2, channels[0]), np.float32)
-    dx: list[Any] = [empty(*x.shape) for x in sources] if need_dx else []
-    back: Any = None
-    if need_dx:
-        back, Ub = how.adjoint(w, scale)
+    work = _Backward(read, cache, scale, need_dx)
+    sums = _backward_by_points(work) if work.how.small else _backward_by_strips(work)
+    dx: list[Any] = work.dx
+    if work.first_lazy:
+        dx[0] = Gradient(dx[0], work.slots.sum(0, dtype=float))
+    return dx, work.how.dw(sums)
 
-    def dz(j: int) -> np.ndarray:
-        n, first = divmod(j * rows, H)
-        return padded(read, cache.y.shape, n, first - below, rows + K - 1, right, how.pitch, "dz")
 
-    def finish_dx(j: int, Ms: list[np.ndarray]) -> None:
-        n, first = divmod(j * rows, H)
-        for d, M, C in zip(dx, Ms, channels, strict=True):
-            out = d[n, first : first + rows].reshape(strips, OUTPUTS, W * C)
-            from_points(M, K, strips, W * C, back.out_pitch * C, out, back.sets)
+class _Backward:
+    """The steps of a backward pass on strip j, which both orders below are made of."""
 
-    def input_points(j: int) -> list[np.ndarray]:
-        n, first = divmod(j * rows, H)
-        read = [_read(how, x, n, first - top, strips, left, f"x{i}") for i, x in enumerate(sources)]
-        if first_lazy:
-            C = channels[0]
-            value = read[0][top : top + rows, left * C : (left + W) * C]
-            grad = dx[0][n, first : first + rows].reshape(rows, W * C)
-            mask_and_sum(grad, value, sources[0].band(n, first, first + rows), slots[j])
-        return [_columns(how, x, strips, f"V{i}") for i, x in enumerate(read)]
+    def __init__(self, read: Reader, cache: BlockCache, scale: np.ndarray, need_dx: bool) -> None:
+        self.read, self.shape, self.sources = read, cache.y.shape, cache.sources
+        self.top, self.left = cache.top, cache.left
+        N, H, _, self.F = self.shape
+        self.K, self.channels = len(cache.w), [x.shape[3] for x in self.sources]
+        self.how = _method(self.sources, cache.w)
+        self.strips = self.how.strips(H)
+        self.rows = OUTPUTS * self.strips
+        self.count = N * (H // self.rows)
+        # A kernel turned around is padded the other way.
+        self.below, self.right = self.K - 1 - self.top, self.K - 1 - self.left
+        self.need_dx, self.first_lazy = need_dx, need_dx and self.sources[0].lazy
+        self.dx = [empty(*x.shape) for x in self.sources] if need_dx else []
+        self.slots = np.zeros((self.count, 2, self.channels[0]), np.float32)
+        self.back: Any = None
+        self.U: Any = None
+        if need_dx:
+            self.back, self.U = self.how.adjoint(cache.w, scale)
 
-    def spread_dz(Z: np.ndarray) -> np.ndarray:
-        step = Z.shape[1]
-        dM = scratch("dM", how.P * strips, step)
-        spread(Z, K, strips, step, step, dM, below * step + right * F)
+    def place(self, j: int) -> tuple[int, int]:
+        """The image that strip j is of, and its first row."""
+        return divmod(j * self.rows, self.shape[1])
+
+    def dz(self, j: int) -> np.ndarray:
+        """The gradient of the convolution, with the rows above and below that dx needs."""
+        n, first = self.place(j)
+        count, pitch = self.rows + self.K - 1, self.how.pitch
+        return padded(self.read, self.shape, n, first - self.below, count, self.right, pitch, "dz")
+
+    def dz_points(self, dz: np.ndarray) -> np.ndarray:
+        """It at the points, as an input of the convolution that makes dx."""
+        return _columns(self.back, dz, self.strips, "V0")
+
+    def dz_spread(self, dz: np.ndarray) -> np.ndarray:
+        """Its own rows at the points, as the gradient of the outputs there."""
+        step = dz.shape[1]
+        dM = scratch("dM", self.how.P * self.strips, step)
+        spread(dz, self.K, self.strips, step, step, dM, self.below * step + self.right * self.F)
         return dM
 
-    if how.small:
-        tiles = strips * how.row_tiles
-        V, dM = (empty(how.P**2, count * tiles, c) for c in (how.C, F))
-        if need_dx:
-            Vz, M = empty(how.P**2, count * tiles, F), empty(how.P**2, count * tiles, how.C)
+    def write_dx(self, j: int, Ms: list[np.ndarray]) -> None:
+        """From the points to the sources' gradients."""
+        n, first = self.place(j)
+        W, back = self.shape[2], self.back
+        for dx, M, C in zip(self.dx, Ms, self.channels, strict=True):
+            out = dx[n, first : first + self.rows].reshape(self.strips, OUTPUTS, W * C)
+            from_points(M, self.K, self.strips, W * C, back.out_pitch * C, out, back.sets)
 
-        def transform(j: int) -> None:
-            Z = dz(j)
-            how.spread(spread_dz(Z), strips, dM, j * tiles)
-            if need_dx:
-                back.tiled([_columns(back, Z, strips, "V0")], strips, Vz, j * tiles)
+    def input_points(self, j: int) -> list[np.ndarray]:
+        """The sources at the points; while the first is at hand, its gradient is masked."""
+        n, first = self.place(j)
+        rows = [
+            _read(self.how, x, n, first - self.top, self.strips, self.left, f"x{i}")
+            for i, x in enumerate(self.sources)
+        ]
+        if self.first_lazy:
+            W, C, last = self.shape[2], self.channels[0], first + self.rows
+            columns = slice(self.left * C, (self.left + W) * C)
+            value = rows[0][self.top : self.top + self.rows, columns]
+            dx = self.dx[0][n, first:last].reshape(self.rows, W * C)
+            mask_and_sum(dx, value, self.sources[0].band(n, first, last), self.slots[j])
+        return [_columns(self.how, x, self.strips, f"V{i}") for i, x in enumerate(rows)]
 
-        def finish(j: int) -> None:
-            if need_dx:
-                finish_dx(j, back.untiled(M, strips, j * tiles))
-            how.tiled(input_points(j), strips, V, j * tiles)
 
-        run(count, transform)
-        if need_dx:
-            _products(Vz, Ub, M)
-        run(count, finish)
-        sums = empty(1, how.P**2, how.C, F)
-        _products(V.transpose(0, 2, 1), dM, sums[0])
-    else:
-        lanes = np.array_split(np.arange(count), min(LANES, count))
-        sums = how.sums(len(lanes))
+def _backward_by_strips(work: _Backward) -> np.ndarray:
+    """Strip after strip, all steps while it is in cache; each lane sums its strips in order."""
+    how, strips = work.how, work.strips
+    lanes = np.array_split(np.arange(work.count), min(LANES, work.count))
+    sums = how.sums(len(lanes))
 
-        def lane(i: int) -> None:
-            for j in lanes[i]:
-                Z = dz(j)
-                if need_dx:
-                    finish_dx(j, back.multiply([_columns(back, Z, strips, "V0")], Ub, strips))
-                V = input_points(j)
-                how.correlate(V, spread_dz(Z), strips, sums[i])
+    def lane(i: int) -> None:
+        for j in lanes[i]:
+            dz = work.dz(j)
+            if work.need_dx:
+                work.write_dx(j, work.back.multiply([work.dz_points(dz)], work.U, strips))
+            how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i])
 
-        run(len(lanes), lane)
-    dw = how.dw(sums)
-    if first_lazy:
-        dx[0] = Gradient(dx[0], slots.sum(0, dtype=float))
-    return dx, dw
+    run(len(lanes), lane)
+    return sums
+
+
+def _backward_by_points(work: _Backward) -> np.ndarray:
+    """All strips to the points, point by point the products, and back: reads the weights once."""
+    how, strips = work.how, work.strips
+    tiles = strips * how.row_tiles
+    V, dM = (empty(how.P**2, work.count * tiles, c) for c in (how.C, how.F))
+    if work.need_dx:
+        Vz, M = (empty(how.P**2, work.count * tiles, c) for c in (how.F, how.C))
+
+    def transform(j: int) -> None:
+        dz = work.dz(j)
+        how.spread(work.dz_spread(dz), strips, dM, j * tiles)
+        if work.need_dx:
+            work.back.tiled([work.dz_points(dz)], strips, Vz, j * tiles)
+
+    def finish(j: int) -> None:
+        if work.need_dx:
+            work.write_dx(j, work.back.untiled(M, strips, j * tiles))
+        how.tiled(work.input_points(j), strips, V, j * tiles)
+
+    run(work.count, transform)
+    if work.need_dx:
+        _products(Vz, work.U, M)
+    run(work.count, finish)
+    sums = empty(1, how.P**2, how.C, how.F)
+    _products(V.transpose(0, 2, 1), dM, sums[0])
+    return sums

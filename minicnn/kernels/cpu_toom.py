@@ -20,6 +20,7 @@ import numpy as np
 
 OUTPUTS = 4  # made at a time, along the axis
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # small numbers: their powers are what costs digits
+ONE = 1  # where 1 is among them: its powers are all 1, what is added there reaches every output
 
 
 class Toom(NamedTuple):

@@ -16,7 +16,8 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
-from minicnn.kernels.cpu_toom import OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
     LIMIT_BYTES,
     Windows,
@@ -25,25 +26,18 @@ from minicnn.kernels.cpu_windows import (
     windows,
 )
 from minicnn.memory import empty
-from minicnn.ops import Pad, pads
 from minicnn.threads import run, scratch
 
-LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
+SMALL = 32  # pixels a row, up to which the weights are large beside the image
 TAPS = 2
 P = TAPS + OUTPUTS - 1
 SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees its two rows
-ONE = 1  # the point 1, whose powers are all 1: what is added there is added to every output
 
 
-def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
-    """Whether this module has an algorithm for that transposed convolution."""
+def fits(x: Map) -> bool:
+    """Whether this is the way for what `cpu_up_direct` can do too: docs/benchmarks/layers.md."""
     _, H, W, _ = x.shape
-    return (
-        x.dtype == w.dtype == np.float32
-        and w.shape[3] == x.shape[3]
-        and (len(w), stride, pads(crop)) == (4, 2, ((1, 1), (1, 1)))
-        and H % OUTPUTS == W % OUTPUTS == 0
-    )
+    return H % OUTPUTS == W % OUTPUTS == 0 and W > SMALL
 
 
 @dataclass(frozen=True)
@@ -99,10 +93,10 @@ def conv_transpose2d_backward(
     strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
     rows, pixels = OUTPUTS * strips, strips * pitch
     count = N * (H // rows)
-    lanes = np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // w.size)))
+    groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
-    sums = np.zeros((len(lanes), 2, P, 2, 4 * F, C), np.float32)
+    sums = np.zeros((len(groups), 2, P, 2, 4 * F, C), np.float32)
     incoming = Map(dy)
 
     def strip(j: int, total: np.ndarray) -> None:
@@ -135,11 +129,11 @@ def conv_transpose2d_backward(
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
-    def lane(i: int) -> None:
-        for j in lanes[i]:
+    def group(i: int) -> None:
+        for j in groups[i]:
             strip(j, sums[i])
 
-    run(len(lanes), lane)
+    run(len(groups), group)
     dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
     dw[[0, 2]], dw[[1, 3]] = (np.tensordot(toom(TAPS).filters.T, part, 1) for part in dU)

@@ -468,6 +468,22 @@ def conv_bn_relu(
     return y, BlockCache(x, skip, w, b, pad, None, norm, False)
 
 
+def conv_bn_relu_predict(
+    x: Array,
+    skip: Array | None,
+    w: Array,
+    b: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics,
+    pad: Pad = 0,
+    eps: float = 1e-5,
+    kept: dict[Any, Any] | None = None,
+) -> Array:
+    """The block in inference; `kept` serves the CPU only."""
+    return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
+
+
 def conv_bn_relu_backward(
     dy: Array, cache: Any, need_dx: bool = True
 ) -> tuple[Array | None, Array | None, Array, Array, Array, Array]:

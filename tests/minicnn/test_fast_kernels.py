@@ -15,7 +15,16 @@ from hypothesis import strategies as st
 
 import minicnn as mc
 from minicnn import memory, ops, threads
-from minicnn.kernels import cpu, cpu_blocks, cpu_maps, cpu_tiles, cpu_toom, cpu_up, cpu_windows
+from minicnn.kernels import (
+    cpu,
+    cpu_blocks,
+    cpu_maps,
+    cpu_tiles,
+    cpu_toom,
+    cpu_up,
+    cpu_up_direct,
+    cpu_windows,
+)
 from segment.unet import UNet
 
 ONE_AXIS, BOTH_AXES = 1e-5, 5e-5
@@ -103,11 +112,14 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
         patch.setattr(cpu_blocks, "method", method)
         y, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
         dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, True)
+        known = cache.statistics
+        folded = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, known, pad, 1e-5, None)
     dx64, dskip64, *grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
     dx64 *= x.value() > 0
 
     bound = METHODS[how]
     assert error(y.value(), y64) < bound
+    assert error(folded.value(), y64) < bound
     assert error(dx[0].dy, dx64) < bound
     np.testing.assert_allclose(dx[0].sums[0], dx64.sum((0, 1, 2)), atol=bound * sums(dx64))
     np.testing.assert_allclose(
@@ -130,12 +142,13 @@ def sums(a):
 # ---------------------------------------------------------------------------- the other kernels
 
 
+@pytest.mark.parametrize("way", [cpu_up, cpu_up_direct])
 @given(rng=seeds, N=st.integers(1, 3), H=fours, W=fours, C=st.integers(1, 20), F=st.integers(1, 20))
-def test_upsampling_equals_the_readable_op(rng, N, H, W, C, F):
+def test_upsampling_equals_the_readable_op(way, rng, N, H, W, C, F):
     x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
     w, b, dy = normal(rng, 4, 4, F, C), normal(rng, F), normal(rng, N, 2 * H, 2 * W, F)
-    y, cache = cpu_up.conv_transpose2d(x, w, b)
-    dx, dw, db = cpu_up.conv_transpose2d_backward(dy, cache)
+    y, cache = way.conv_transpose2d(x, w, b)
+    dx, dw, db = way.conv_transpose2d_backward(dy, cache)
     y64, cache64 = ops.conv_transpose2d(*double(x.value(), w, b), 2, 1)
     dx64, dw64, db64 = ops.conv_transpose2d_backward(dy.astype(float), cache64)
     assert error(y, y64) < ONE_AXIS
@@ -259,10 +272,13 @@ def test_the_number_of_threads_does_not_change_a_bit(rng, team):
             np.testing.assert_array_equal(a, b)
 
 
-def test_predictions_from_several_threads_at_once(rng):
+@pytest.mark.parametrize("frozen", [False, True])
+def test_predictions_from_several_threads_at_once(rng, frozen):
     net = UNet()
     inputs = [normal(rng, N, size, 64, 3) for N, size in ((1, 64), (2, 32), (1, 128), (1, 16)) * 3]
     expected = [net.predict(x) for x in inputs]
+    if frozen:
+        net.freeze()
     results = [[] for _ in inputs]
 
     def work(i):
@@ -292,6 +308,24 @@ def test_training_follows_the_readable_path(rng):
             optimizer.step()
         assert losses[0] == pytest.approx(losses[1], rel=0.02)
     assert losses[1] < 0.68  # from log 2
+
+
+def test_a_frozen_net_cannot_move_under_what_it_keeps(rng):
+    net, x = UNet(), normal(rng, 1, 32, 32, 3)
+    net.freeze().predict(x)
+    step(net, *batch(rng, 1, 32))
+    with pytest.raises(ValueError, match="read-only"):
+        mc.optim.Adam(net).step()
+    with pytest.raises(ValueError, match="read-only"):
+        net.parameters()["encoder0.0.w"][...] = 0
+
+
+def test_a_net_that_is_not_frozen_sees_its_weights_move(rng):
+    net, x = UNet(), normal(rng, 1, 32, 32, 3)
+    for thawed in (net, UNet().freeze().astype(np.float32)):
+        before = thawed.predict(x)
+        thawed.parameters()["encoder0.0.w"][...] *= -1
+        assert np.abs(thawed.predict(x) - before).max() > 1e-4 * np.abs(before).max()
 
 
 # ---------------------------------------------------------------------------- threads and memory

@@ -1,0 +1,71 @@
+"""What minicnn does when it is timed: through the public interface, as a user would."""
+
+import numpy as np
+
+import minicnn as mc
+from minicnn.kernels import cpu, cpu_blocks, cpu_tiles, cpu_windows
+from segment.unet import UNet
+
+
+class Net:
+    def __init__(self, batch: int, tile: int) -> None:
+        rng = np.random.default_rng(0)
+        self.x = rng.random((batch, tile, tile, 3), np.float32)
+        self.labels = (rng.random((batch, tile, tile, 1)) > 0.8).astype(np.float32)
+        self.net = UNet()
+        self.model = UNet().freeze()  # as a model that is loaded from a file
+        self.optimizer = mc.optim.Adam(self.net, lr=1e-3)
+
+    def train(self) -> None:
+        logits = self.net.forward(self.x, training=True)
+        _, dlogits = mc.losses.bce_with_logits(logits, self.labels)
+        self.net.backward(dlogits)
+        self.optimizer.step()
+
+    def predict(self) -> None:
+        self.model.predict(self.x)
+
+
+class Block:
+    """One convolution, batch norm and ReLU; or, of kind "up", one transposed convolution.
+
+    how: "rule", as the library chooses; or "windows", "tiles", "readable" whatever it would.
+    """
+
+    def __init__(
+        self, kind: str, batch: int, size: int, C: int, skip: int, F: int, how: str = "rule"
+    ) -> None:
+        rng = np.random.default_rng(0)
+
+        def normal(*shape: int) -> np.ndarray:
+            return rng.standard_normal(shape, np.float32)
+
+        self.x = cpu.lift(normal(batch, size, size, C))
+        self.skip = cpu.lift(normal(batch, size, size, skip)) if skip else None
+        self.dy = normal(batch, size, size, F)
+        self.layer: mc.Layer = mc.ConvBlock(C, F, 4, skip, rng=rng)
+        if kind == "up":
+            self.layer = mc.ConvTranspose2d(C, F, 4, 2, 1, rng=rng)
+            self.dy = normal(batch, 2 * size, 2 * size, F)
+        self.args = () if self.skip is None else (self.skip,)
+        _force(how)
+
+    def train(self) -> None:
+        if isinstance(self.layer, mc.ConvBlock):
+            self.layer.forward(self.x, True, *self.args)
+            self.layer.backward_both(self.dy)
+        else:
+            self.layer.forward(self.x, True)
+            self.layer.backward(self.dy)
+
+    def predict(self) -> None:
+        self.layer.predict(self.x, *self.args)
+
+
+def _force(how: str) -> None:
+    """Make this process take one path for every shape."""
+    if how == "readable":
+        cpu_blocks.fits = lambda *_: False
+    elif how != "rule":
+        method = {"windows": cpu_windows.Windows, "tiles": cpu_tiles.Tiles}[how]
+        cpu_blocks.method = lambda K, inputs, F, W: method(K, inputs, [F], W)

@@ -1,0 +1,91 @@
+"""The same U-Net in PyTorch, in float32 and the memory layout that suits its CPU kernels best."""
+
+import torch
+import torch.nn.functional as F
+from torch import nn
+
+LAYOUT = torch.channels_last
+
+
+class ConvBlock(nn.Module):
+    def __init__(self, inputs: int, outputs: int) -> None:
+        super().__init__()
+        self.conv, self.norm = nn.Conv2d(inputs, outputs, 4), nn.BatchNorm2d(outputs)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        return F.relu(self.norm(self.conv(F.pad(x, (1, 2, 1, 2)))))
+
+
+class UNet(nn.Module):
+    def __init__(self, widths: tuple[int, ...] = (16, 32, 64, 128, 256)) -> None:
+        super().__init__()
+
+        def pair(inputs: int, outputs: int) -> nn.Module:
+            return nn.Sequential(ConvBlock(inputs, outputs), ConvBlock(outputs, outputs))
+
+        upper = widths[:-1]
+        self.encoder = nn.ModuleList(map(pair, (3, *upper), widths))
+        self.ups = nn.ModuleList(nn.ConvTranspose2d(2 * w, w, 4, 2, 1) for w in upper)
+        self.decoder = nn.ModuleList(pair(2 * w, w) for w in upper)
+        self.head = nn.Conv2d(widths[0], 1, 1)
+
+    def forward(self, x: torch.Tensor) -> torch.Tensor:
+        skips = []
+        for level, pair in enumerate(self.encoder):
+            if level > 0:
+                skips.append(x)
+                x = F.max_pool2d(x, 2)
+            x = pair(x)
+        for up, pair in reversed(list(zip(self.ups, self.decoder, strict=True))):
+            x = pair(torch.cat([up(x), skips.pop()], 1))
+        return self.head(x)
+
+
+class Net:
+    def __init__(self, batch: int, tile: int) -> None:
+        torch.manual_seed(0)
+        self.net = UNet().to(memory_format=LAYOUT)
+        self.x = torch.rand(batch, 3, tile, tile).contiguous(memory_format=LAYOUT)
+        self.labels = (torch.rand(batch, 1, tile, tile) > 0.8).float()
+        self.optimizer = torch.optim.Adam(self.net.parameters(), 1e-3)
+
+    def train(self) -> None:
+        self.net.train()
+        self.optimizer.zero_grad()
+        loss = F.binary_cross_entropy_with_logits(self.net(self.x), self.labels)
+        loss.backward()
+        self.optimizer.step()
+        loss.item()
+
+    def predict(self) -> None:
+        self.net.eval()
+        with torch.inference_mode():
+            self.net(self.x)
+
+
+class Block:
+    """As with_minicnn.Block."""
+
+    def __init__(self, kind: str, batch: int, size: int, C: int, skip: int, outputs: int) -> None:
+        def normal(side: int, channels: int) -> torch.Tensor:
+            return torch.randn(batch, channels, side, side).contiguous(memory_format=LAYOUT)
+
+        up = kind == "up"
+        layer = nn.ConvTranspose2d(C, outputs, 4, 2, 1) if up else ConvBlock(C + skip, outputs)
+        self.layer = layer.to(memory_format=LAYOUT)
+        self.inputs = [normal(size, c).requires_grad_() for c in (C, skip) if c]
+        self.dy = normal(size * (2 if up else 1), outputs)
+
+    def apply(self) -> torch.Tensor:
+        return self.layer(torch.cat(self.inputs, 1) if len(self.inputs) > 1 else self.inputs[0])
+
+    def train(self) -> None:
+        self.layer.train()
+        for array in (*self.inputs, *self.layer.parameters()):
+            array.grad = None
+        self.apply().backward(self.dy)
+
+    def predict(self) -> None:
+        self.layer.eval()
+        with torch.inference_mode():
+            self.apply()

@@ -1,0 +1,118 @@
+"""A 4x4 transposed convolution of stride 2 as plain matrix products: for small images.
+
+Cropped by 1 on each side it doubles an image. The 2x2 window of inputs i - 1, i by j - 1, j makes
+the outputs 2i - 1, 2i by 2j - 1, 2j, each through four of the kernel's weights:
+
+    y[2i-1+r, 2j-1+s] = b + sum over t, u = 0, 1 of w[2+r-2t, 2+s-2u] . x[i-1+t, j-1+u]
+
+so the windows are the rows of a matrix, and the two rows of outputs (r) two products. Backward,
+x[i, j] has made the 4x4 window of dy from (2i - 1, 2j - 1) on; with those as rows,
+
+    dx = windows . w        dw = windows^T . x        w as a matrix (16 F, C), as it lies there.
+
+Where images are small, weights are large, and Toom-Cook's transforms of them cost more than they
+save. Dumoulin & Visin 2016, arXiv:1603.07285, chapter 4.
+"""
+
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_toom import strided
+from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
+from minicnn.memory import empty
+from minicnn.ops import Pad, over_pixels, pads
+from minicnn.threads import run, scratch
+
+LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
+
+
+def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
+    """Whether this module has an algorithm for that transposed convolution."""
+    return (
+        x.dtype == w.dtype == np.float32
+        and w.shape[3] == x.shape[3]
+        and (len(w), stride, pads(crop)) == (4, 2, ((1, 1), (1, 1)))
+    )
+
+
+def lanes(count: int, weights: int) -> list[np.ndarray]:
+    """Strips 0 ... count - 1 in groups, each with its own sum for the weights' gradient."""
+    return np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // weights)))
+
+
+@dataclass(frozen=True)
+class DirectCache:
+    x: Map
+    w: np.ndarray
+
+
+def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, DirectCache]:
+    """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
+    N, H, W, C = x.shape
+    F = len(b)
+    y = empty(N, 2 * H, 2 * W, F)
+    taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
+    U = np.ascontiguousarray(taps.transpose(1, 0, 2, 5, 3, 4)).reshape(2, 4 * C, 2 * F)
+    bias = np.tile(b, 2 * W)
+    rows = largest_divisor(H, LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F)))
+
+    def strip(j: int) -> None:
+        n, first = divmod(j * rows, H)
+        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, W + 2, "x0")
+        step = X.shape[1]
+        windows = scratch("V0", rows + 1, W + 1, 2, 2 * C)
+        np.copyto(windows, strided(X, 0, windows.shape, (step, C, step, 1)))
+        out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
+        for r in (0, 1):  # the upper outputs are those of the windows one row further down
+            seeing = windows[1 - r : 1 - r + rows].reshape(-1, 4 * C)
+            M = scratch("M0", rows, (W + 1) * 2 * F)
+            np.matmul(seeing, U[r], out=M.reshape(-1, 2 * F))
+            np.add(M[:, F:-F], bias, out=out[:, 1 - r])
+
+    run(N * (H // rows), strip)
+    return y, DirectCache(x, w)
+
+
+def conv_transpose2d_backward(
+    dy: np.ndarray, cache: DirectCache
+) -> tuple[np.ndarray | Gradient, np.ndarray, np.ndarray]:
+    """dy (N, 2 H, 2 W, F) -> dx (a `Gradient` if x is lazy), dw, db."""
+    x, w = cache.x, cache.w
+    N, H, W, C = x.shape
+    F = dy.shape[3]
+    matrix = w.reshape(16 * F, C)
+    rows = largest_divisor(H, LIMIT_BYTES // (4 * W * (20 * F + C)))
+    count = N * (H // rows)
+    groups = lanes(count, w.size)
+    dx = empty(N, H, W, C)
+    slots = np.zeros((count, 2, C), np.float32)
+    sums = np.zeros((len(groups), *matrix.shape), np.float32)
+    incoming = Map(dy)
+
+    def strip(j: int, total: np.ndarray) -> None:
+        n, first = divmod(j * rows, H)
+        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
+        step = dY.shape[1]
+        windows = scratch("V0", rows, W, 4, 4 * F)
+        np.copyto(windows, strided(dY, 0, windows.shape, (2 * step, 2 * F, step, 1)))
+        windows = windows.reshape(rows * W, 16 * F)
+        out = dx[n, first : first + rows].reshape(rows, W * C)
+        np.matmul(windows, matrix, out=out.reshape(-1, C))
+        value = scratch("x0", rows, W * C)
+        x.read(n, first, first + rows, value)
+        if x.lazy:
+            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
+        product = scratch("dU", *matrix.shape)
+        np.matmul(windows.T, value.reshape(-1, C), out=product)
+        total += product
+
+    def group(i: int) -> None:
+        for j in groups[i]:
+            strip(j, sums[i])
+
+    run(len(groups), group)
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
+    return result, sums.sum(0).reshape(w.shape), over_pixels(dy)
