@@ -1,6 +1,7 @@
 """What the commands share: arguments of the same name and meaning, exit codes, progress bars."""
 
 import argparse
+import math
 import signal
 import sys
 from collections.abc import Callable, Iterable
@@ -47,12 +48,16 @@ def _fail(sentence: str, code: int) -> NoReturn:
     sys.exit(code)
 
 
+class _Parser(argparse.ArgumentParser):
+    """Says in one line what is wrong; the usage is for --help."""
+
+    def error(self, message: str) -> NoReturn:
+        _fail(f"{message} (see {self.prog} --help)", BAD_INPUT)
+
+
 def parser(name: str, description: str) -> argparse.ArgumentParser:
     """A parser whose --help starts with `python -m segment.NAME`."""
-    return argparse.ArgumentParser(
-        prog=f"python -m segment.{name}",
-        description=description,
-    )
+    return _Parser(prog=f"python -m segment.{name}", description=description)
 
 
 def add_device(to: argparse.ArgumentParser) -> None:
@@ -100,20 +105,42 @@ def add_pixel_size(to: argparse.ArgumentParser) -> None:
     )
 
 
-def counting(text: str) -> int:
-    """An argparse type: a whole number of at least 1."""
-    value = int(text)
-    if value < 1:
-        raise argparse.ArgumentTypeError(f"{text} is not at least 1")
-    return value
-
-
 def positive(text: str) -> float:
     """An argparse type: a number above zero."""
-    value = float(text)
-    if not 0 < value < float("inf"):
-        raise argparse.ArgumentTypeError(f"{text} is not above zero")
+    value = _number(text)
+    if not 0 < value < math.inf:
+        raise argparse.ArgumentTypeError(f"{text} is no number above zero")
     return value
+
+
+def within(low: float, high: float) -> Callable[[str], float]:
+    """An argparse type: a number from `low` to `high`."""
+
+    def read(text: str) -> float:
+        value = _number(text)
+        if not low <= value <= high:
+            raise argparse.ArgumentTypeError(f"{text} is no number from {low:g} to {high:g}")
+        return value
+
+    return read
+
+
+def whole(least: int) -> Callable[[str], int]:
+    """An argparse type: a whole number from `least` up."""
+
+    def read(text: str) -> int:
+        if not text.isdecimal() or int(text) < least:
+            raise argparse.ArgumentTypeError(f"{text} is no whole number from {least} up")
+        return int(text)
+
+    return read
+
+
+def _number(text: str) -> float:
+    try:
+        return float(text)
+    except ValueError:
+        return math.nan
 
 
 def progress(

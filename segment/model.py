@@ -66,10 +66,11 @@ class Model:
         return to_host(sigmoid(logits)[..., 0])
 
 
-def save_model(path: str | Path, net: UNet, info: ModelInfo) -> None:
-    """Write a net's weights and `info`, whole or not at all."""
+def save_model(path: str | Path, net: UNet, info: ModelInfo, dtype: Any = np.float32) -> None:
+    """Write a net's weights and `info`, whole or not at all; in float16 at half the size."""
     about = asdict(replace(info, architecture=architecture(net)))
-    save(path, net_arrays(net), {"model": about})
+    arrays = {name: array.astype(dtype) for name, array in net_arrays(net).items()}
+    save(path, arrays, {"model": about})
 
 
 def load_model(path: str | Path | None = None) -> Model:

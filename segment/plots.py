@@ -9,7 +9,7 @@ from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
 
-TINT = (255, 64, 0)
+TINT = (0, 190, 255)  # a colour that roofs, trees and streets do not have
 OPACITY = 0.45
 PANELS = (("accuracy", "accuracy"), ("iou", "IoU"), ("loss", "loss"))
 

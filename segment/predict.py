@@ -16,7 +16,7 @@ from numpy.typing import NDArray
 from minicnn.backend import choose_device
 from segment import footprints
 from segment.blending import WINDOW, Floats, Progress, blended_bands, resampled_bands
-from segment.cli import add_device, parser, positive, progress, run
+from segment.cli import add_device, parser, positive, progress, run, within
 from segment.errors import InputError
 from segment.model import Model, load_model
 from segment.plots import overlay
@@ -32,7 +32,6 @@ from segment.scenes import (
 )
 
 OVERLAP = 64  # pixels
-COARSEST = 8  # times the model's pixel size: what is coarser shows no building of use
 ENDINGS = {
     "tif": (".tif", ".tiff"),
     "probability": (".tif", ".tiff"),
@@ -95,12 +94,7 @@ def scene_bands(
 def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:
     """The scene's height and width at the model's pixel size."""
     own, wanted = pixel_size or ground_pixel_size(dataset), model.info.pixel_size
-    if own and wanted and own > COARSEST * wanted:
-        raise InputError(
-            f"{dataset.name} has pixels of {own:.3g} m: at most {COARSEST} times the model's "
-            f"{wanted:.3g} m was expected"
-        )
-    height, width = working_shape(dataset.shape, own, wanted)
+    height, width = working_shape(dataset, own, wanted)
     if (height, width) != dataset.shape:
         about = "%s: pixels of %.3g m, resampled to the model's %.3g m"
         log.warning(about, dataset.name, own, wanted)
@@ -153,6 +147,7 @@ def _parser() -> argparse.ArgumentParser:
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
         "its height; only png, geojson and gpkg hold a whole mask (png the photograph, too).",
     )
+    area_or_length = within(0, 1e12)
     p.add_argument("scenes", nargs="+", metavar="SCENE", help="rasters, folders or CSV files")
     p.add_argument(
         "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
@@ -171,7 +166,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--threshold",
-        type=_probability,
+        type=within(0, 1),
         metavar="F",
         help="probability from which a pixel is building; default: the model's own",
     )
@@ -185,20 +180,17 @@ def _parser() -> argparse.ArgumentParser:
         help="the scenes' ground resolution in metres, where the files don't say or are wrong",
     )
     p.add_argument(
-        "--min-area", type=float, default=0.0, metavar="M2", help="drop smaller outlines"
+        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
     )
     p.add_argument(
-        "--simplify", type=float, default=0.0, metavar="M", help="tolerance of outlines in metres"
+        "--simplify",
+        type=area_or_length,
+        default=0.0,
+        metavar="M",
+        help="tolerance of outlines in metres",
     )
     add_device(p)
     return p
-
-
-def _probability(text: str) -> float:
-    value = float(text)
-    if not 0 <= value <= 1:
-        raise argparse.ArgumentTypeError(f"{text} is not between 0 and 1")
-    return value
 
 
 def _format_of(out: str) -> str:

@@ -5,11 +5,12 @@ drivers only, so that no file can make GDAL open another one.
 """
 
 import json
+import logging
 import math
 import re
 import warnings
 from collections import Counter
-from collections.abc import Iterable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -22,7 +23,7 @@ from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
 from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioIOError
-from rasterio.features import bounds, is_valid_geom, rasterize
+from rasterio.features import bounds, rasterize
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.transform import Affine
 from rasterio.warp import transform as warp_points
@@ -34,6 +35,8 @@ from segment.errors import InputError
 from segment.layouts import Pair, find_pairs
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
+
+logging.getLogger("rasterio").addHandler(logging.NullHandler())  # it raises what it logs
 
 _FIRST_BYTES = {
     b"\xff\xd8\xff": "JPEG",
@@ -52,6 +55,7 @@ _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
 _WGS84 = CRS.from_epsg(4326)
 _SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
+_COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
 
 
 @dataclass(frozen=True)
@@ -64,6 +68,15 @@ class Reading:
 
     bands: tuple[int, ...] | None = None
     value_range: tuple[float, float] | None = None
+
+    def __str__(self) -> str:
+        """In the words of the command line."""
+        options = []
+        if self.bands:
+            options.append("--bands " + " ".join(map(str, self.bands)))
+        if self.value_range:
+            options.append("--value-range {:g} {:g}".format(*self.value_range))
+        return " ".join(options) or "8-bit RGB"
 
 
 @dataclass(frozen=True)
@@ -188,8 +201,8 @@ def _bands(dataset: DatasetReader, reading: Reading) -> list[int]:
     bands = list(reading.bands or _colour_bands(dataset))
     if reading.bands is None and len(bands) != 3:
         raise InputError(
-            f"{name} has {len(bands)} colour band(s) where red, green and blue were expected: "
-            "say with --bands which three to read"
+            f"{name} has {len(bands)} colour band(s) where red, green and blue were expected; "
+            "train with --bands to read three of your choice"
         )
     if len(bands) != 3 or not all(1 <= band <= dataset.count for band in bands):
         raise InputError(f"--bands {bands}: {name} has bands 1 to {dataset.count}, and three count")
@@ -197,8 +210,13 @@ def _bands(dataset: DatasetReader, reading: Reading) -> list[int]:
         raise InputError(f"{name} holds {dtype} pixels: whole or real numbers were expected")
     if reading.value_range is None and dtype != "uint8":
         raise InputError(
-            f"{name} holds {dtype} pixels where 8-bit ones were expected: "
-            "say with --value-range LOW HIGH which values are black and white"
+            f"{name} holds {dtype} pixels where 8-bit ones were expected; "
+            "train with --value-range LOW HIGH to say which values are black and white"
+        )
+    if reading.value_range and dtype == "uint8" and reading.value_range[1] > 255:
+        raise InputError(
+            f"{name} holds 8-bit pixels where values of up to {reading.value_range[1]:g} were "
+            "expected, as --value-range or the model says"
         )
     return bands
 
@@ -313,13 +331,33 @@ def _read_polygons(path: Path) -> tuple[list[Any], CRS]:
     except (ValueError, KeyError, TypeError, AttributeError, CRSError) as error:
         raise InputError(f"{path} is neither a picture nor a GeoJSON FeatureCollection") from error
     for shape in shapes:
-        kind = shape.get("type")
-        if kind not in ("Polygon", "MultiPolygon") or not is_valid_geom(shape):
+        if not _is_area(shape):
+            kind = shape.get("type")
             raise InputError(f"{path} holds a faulty shape or a {kind}: polygons were expected")
         west, south, east, north = bounds(shape)
         if crs.is_geographic and not (-360 <= west <= east <= 360 and -90 <= south <= north <= 90):
             raise InputError(f"{path} has no longitudes and latitudes, and names no other CRS")
     return shapes, crs
+
+
+def _is_area(shape: Any) -> bool:
+    """Whether a geometry is a polygon, or several, down to each number: GDAL crashes on others."""
+    coordinates = shape.get("coordinates")
+    if shape.get("type") == "MultiPolygon":
+        return _each(_is_polygon, coordinates, least=1)
+    return shape.get("type") == "Polygon" and _is_polygon(coordinates)
+
+
+def _is_polygon(rings: Any) -> bool:
+    return _each(lambda ring: _each(_is_position, ring, least=4), rings, least=1)
+
+
+def _is_position(point: Any) -> bool:
+    return _each(lambda x: type(x) in (int, float) and abs(x) < 1e300, point, least=2)
+
+
+def _each(test: Callable[[Any], bool], items: Any, least: int) -> bool:
+    return isinstance(items, list) and len(items) >= least and all(map(test, items))
 
 
 # ---------------------------------------------------------------- size on the ground
@@ -369,15 +407,22 @@ def _degree_lengths(latitude: float) -> tuple[float, float]:
 
 
 def working_shape(
-    shape: tuple[int, int], pixel_size: float | None, target: float | None
+    dataset: DatasetReader, pixel_size: float | None, target: float | None
 ) -> tuple[int, int]:
     """(H, W) of a picture at the target pixel size (metres); as it is where either is unknown.
 
-    Sizes within 2 % count as equal: resampling by so little only blurs.
+    Sizes within 2 % count as equal: resampling by so little only blurs. InputError where the
+    picture's pixels are more than 8 times too large.
     """
+    shape = dataset.shape
     scale = pixel_size / target if pixel_size and target else 1.0
     if abs(scale - 1) < _SAME_SIZE:
         return shape
+    if scale > _COARSEST:
+        raise InputError(
+            f"{dataset.name} has pixels of {pixel_size:.3g} m: at most {_COARSEST} times the "
+            f"{target:.3g} m to work at was expected"
+        )
     return round(shape[0] * scale), round(shape[1] * scale)
 
 

@@ -30,7 +30,7 @@ from minicnn.backend import (
 from minicnn.losses import bce_with_logits
 from minicnn.ops import Statistics, same_pad
 from minicnn.optim import Adam
-from segment.cli import add_device, counting, parser, run
+from segment.cli import add_device, parser, run, whole
 from segment.errors import InputError
 from segment.roofline import GPUS, count, seconds
 from segment.run import write_json
@@ -71,8 +71,8 @@ def main(arguments: list[str]) -> None:
 def _parser() -> argparse.ArgumentParser:
     p = parser("selfcheck", "Check and time every kernel on this machine.")
     add_device(p)
-    p.add_argument("--size", type=counting, default=256, help="pixels along a tile's side")
-    p.add_argument("--batch", type=counting, help="tiles a step; default: 16, on a CPU 1")
+    p.add_argument("--size", type=whole(1), default=256, help="pixels along a tile's side")
+    p.add_argument("--batch", type=whole(1), help="tiles a step; default: 16, on a CPU 1")
     p.add_argument("--json", metavar="FILE", help="write the report there as well")
     return p
 

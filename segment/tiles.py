@@ -265,7 +265,7 @@ def _cut(
 ) -> Iterator[tuple[Tile, NDArray[np.uint8], NDArray[np.uint8]]]:
     """Each tile of a scene with an image and a label; those without a valid pixel are left out."""
     with open_raster(scene.image) as dataset:
-        height, width = working_shape(dataset.shape, scene.pixel_size, pixel_size)
+        height, width = working_shape(dataset, scene.pixel_size, pixel_size)
         if min(height, width) < TILE:
             raise InputError(_too_small(scene, dataset, (height, width), pixel_size))
         label = _resized(read_label(scene, dataset), (height, width))

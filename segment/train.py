@@ -14,10 +14,10 @@ from segment.cli import (
     add_device,
     add_pixel_size,
     add_reading,
-    counting,
     parser,
     positive,
     run,
+    whole,
 )
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles
@@ -33,7 +33,7 @@ from segment.tiles import TileStore, open_store
 from segment.trainer import Trainer
 from segment.unet import UNet
 
-AUTO_BATCH = 8
+AUTO_BATCH = 4  # many small steps learn faster from few tiles than few large ones
 
 
 @dataclass(frozen=True)
@@ -97,7 +97,7 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--split", choices=SCENARIOS, help=f"what is held out for testing; default: {d.split}"
     )
-    p.add_argument("--epochs", type=counting, help=f"at most so many; default: {d.epochs}")
+    p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
         "--batch-size",
         type=_batch,
@@ -107,11 +107,11 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
     p.add_argument(
         "--patience",
-        type=counting,
+        type=whole(1),
         help=f"stop after so many epochs without a better validation IoU; default: {d.patience}",
     )
     add_pixel_size(p)
-    p.add_argument("--seed", type=int, help=f"decides every random choice; default: {d.seed}")
+    p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
     add_reading(p)
@@ -119,7 +119,7 @@ def _parser() -> argparse.ArgumentParser:
 
 
 def _batch(text: str) -> int | str:
-    return text if text == "auto" else counting(text)
+    return text if text == "auto" else whole(1)(text)
 
 
 def _auto_batch(device: str, free: int) -> int:
@@ -210,7 +210,8 @@ def _trainer(
         model = load_model(settings.init)
         if model.info.reading != settings.reading:
             raise InputError(
-                f"{settings.init}: the model reads {model.info.reading}, not {settings.reading}"
+                f"{settings.init}: the model was trained on {model.info.reading}, and can't go on "
+                f"with {settings.reading}"
             )
         net = model.net
     return Trainer(

@@ -66,9 +66,14 @@ def test_bad_input_is_2_with_one_line(body, sentence):
     ("arguments", "complaint"),
     [
         (["--device", "tpu"], "invalid choice: 'tpu'"),
-        (["--pixel-size", "0"], "0 is not above zero"),
-        (["--pixel-size", "nan"], "nan is not above zero"),
-        (["--pixel-size", "wide"], "invalid positive value: 'wide'"),
+        (["--pixel-size", "0"], "0 is no number above zero"),
+        (["--pixel-size", "nan"], "nan is no number above zero"),
+        (["--pixel-size", "wide"], "wide is no number above zero"),
+        (["--share", "1.1"], "1.1 is no number from 0 to 1"),
+        (["--share", "nan"], "nan is no number from 0 to 1"),
+        (["--count", "0"], "0 is no whole number from 1 up"),
+        (["--count", "-1"], "-1 is no whole number from 1 up"),
+        (["--count", "2.5"], "2.5 is no whole number from 1 up"),
         (["--bands", "1"], "expected 3 arguments"),
         (["--no-such"], "unrecognized arguments: --no-such"),
     ],
@@ -77,13 +82,16 @@ def test_bad_arguments_are_2(arguments, complaint, capsys):
     with pytest.raises(SystemExit) as caught:
         every_argument().parse_args(arguments)
     assert caught.value.code == 2
-    assert complaint in capsys.readouterr().err
+    said = capsys.readouterr().err
+    assert said.startswith("error: ") and complaint in said and said.count("\n") == 1
 
 
 def every_argument():
     parser = cli.parser("train", "Train a model.")
     for add in (cli.add_device, cli.add_data, cli.add_reading, cli.add_pixel_size):
         add(parser)
+    parser.add_argument("--share", type=cli.within(0, 1))
+    parser.add_argument("--count", type=cli.whole(1))
     return parser
 
 

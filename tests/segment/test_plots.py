@@ -27,7 +27,7 @@ def test_tint_changes_buildings_only():
         for col in range(7):
             expected = pixels[row, col].astype(float)
             if mask[row, col]:
-                expected = np.round(0.55 * expected + 0.45 * np.array([255, 64, 0]))
+                expected = np.round(0.55 * expected + 0.45 * np.array(plots.TINT))
             np.testing.assert_array_equal(picture[row, col], expected)
 
 

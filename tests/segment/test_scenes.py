@@ -4,6 +4,7 @@ import json
 import subprocess
 import sys
 from pathlib import Path
+from types import SimpleNamespace
 
 import numpy as np
 import pyproj
@@ -142,6 +143,10 @@ def test_what_is_not_8_bit_rgb_needs_an_option(tmp_path):
     path = write_picture(tmp_path / "wide.tif", wide)
     with pytest.raises(InputError, match=r"wide\.tif.*uint16.*--value-range"):
         read(path)
+    assert str(Reading((4, 3, 2), (100, 1500))) == "--bands 4 3 2 --value-range 100 1500"
+    narrow = write_picture(tmp_path / "narrow.tif", photograph(20, 30))
+    with pytest.raises(InputError, match=r"narrow\.tif holds 8-bit pixels.*up to 1500"):
+        read(narrow, Reading(value_range=(100, 1500)))  # would come out nearly black
     got, _ = read(path, Reading(value_range=(100, 1500)))
     expected = np.clip((wide.astype(float) - 100) / 1400 * 255, 0, 255)
     assert abs(got - expected).max() <= 0.501
@@ -298,9 +303,6 @@ def test_faulty_polygons_are_refused(tmp_path):
         "faulty shape": lambda: geojson(path, RING, kind="LineString"),
         "FeatureCollection": lambda: path.write_text("[1, 2"),
         "GeoJSON": lambda: path.write_text('{"features": [3]}'),
-        "Polygon": lambda: path.write_text(
-            '{"features": [{"geometry": {"type": "Polygon", "coordinates": [["a"]]}}]}'
-        ),
     }
     for words, write in cases.items():
         write()
@@ -309,6 +311,31 @@ def test_faulty_polygons_are_refused(tmp_path):
     unplaced = write_picture(tmp_path / "u.tif", photograph(40, 50))
     with pytest.raises(InputError, match=r"u\.tif has no CRS"):
         label_of(unplaced, geojson(path, RING))
+
+
+SQUARE = "[0, 0], [1, 0], [1, 1], [0, 0]"
+
+
+@pytest.mark.parametrize("coordinates", [
+    '[["a"]]', "null", "[]", "[[]]", "[null]", "3", f"[[{SQUARE}], []]", f"[{{}}, [{SQUARE}]]",
+    f"[[{SQUARE.replace('1, 1', 'null, 1')}]]",  # what follows has crashed the process
+    f"[[{SQUARE.replace('1, 1', chr(34) + 'a' + chr(34) + ', 1')}]]",
+    f"[[{SQUARE}], [{SQUARE.replace('0, 0', chr(34) + 'a' + chr(34) + ', 0')}]]",
+    '[["ab", "cd", "ef", "ab"]]', f"[[{SQUARE.replace('1, 1', 'NaN, 1')}]]",
+    f"[[{SQUARE.replace('1, 1', '1')}]]", f"[[{SQUARE.replace('1, 1', '1' + 400 * '0' + ', 1')}]]",
+])  # fmt: skip
+@pytest.mark.parametrize("kind", ["Polygon", "MultiPolygon"])
+def test_coordinates_that_are_none_are_refused(tmp_path, coordinates, kind):
+    image = write_picture(tmp_path / "i.tif", photograph(40, 50), **UTM)
+    path = tmp_path / "g.geojson"
+    nested = coordinates if kind == "Polygon" else f"[{coordinates}]"
+    shape = f'{{"type": "{kind}", "coordinates": {nested}}}'
+    path.write_text(f'{{"features": [{{"geometry": {shape}}}]}}')
+    if nested == "[]":  # an empty polygon is none
+        assert not label_of(image, path).any()
+    else:
+        with pytest.raises(InputError, match=rf"g\.geojson holds a faulty shape or a {kind}"):
+            label_of(image, path)
 
 
 # ---------------------------------------------------------------- size on the ground
@@ -350,9 +377,12 @@ def test_pictures_without_a_place_have_no_ground_pixel_size(tmp_path):
 
 
 def test_working_shape():
-    assert working_shape((5000, 4000), 0.3, 0.6) == (2500, 2000)
-    assert working_shape((5000, 4000), 0.30012, 0.3) == (5000, 4000)
-    assert working_shape((5000, 4000), None, 0.6) == working_shape((5000, 4000), 0.3, None)
+    scene = SimpleNamespace(name="a.tif", shape=(5000, 4000))
+    assert working_shape(scene, 0.3, 0.6) == (2500, 2000)
+    assert working_shape(scene, 0.30012, 0.3) == (5000, 4000)
+    assert working_shape(scene, None, 0.6) == working_shape(scene, 0.3, None) == scene.shape
+    with pytest.raises(InputError, match=r"a\.tif has pixels of 0\.3 m: at most 8 times"):
+        working_shape(scene, 0.3, 0.0001)  # would be 15 million pixels wide
 
 
 # ---------------------------------------------------------------- writing
