@@ -16,6 +16,7 @@ from segment.unet import UNet
 DOCS = Path(__file__).parent
 CUDA = DOCS.parent / "minicnn" / "kernels" / "cuda"
 REGISTERS, BATCH = 65_536, 16
+TENSOR_CORES = 80  # as in minicnn/kernels/gpu.py
 LIMITS = {  # of a multiprocessor: threads, blocks, KiB of shared memory
     70: (2048, 32, 96),
     75: (1024, 16, 64),
@@ -76,6 +77,9 @@ def resources() -> str:
         for name, bound in nvrtc.threads(text, 80).items():
             row = [f"`{name}`", str(bound)]
             for architecture in nvrtc.ARCHITECTURES:
+                if architecture < TENSOR_CORES and "mma.sync" in text:
+                    row.append("-")
+                    continue
                 used = nvrtc.resources(text, architecture)[name]
                 threads, blocks, shared = LIMITS[architecture]
                 registers = -(-used.registers // 8) * 8 * bound
@@ -119,7 +123,7 @@ PARTS: dict[str, Callable[[], str]] = {
     "pool cuda": lambda: _cuda("pool", "// The first of equals", "// other:"),
     "conv loops": lambda: _python(naive.conv2d),
     "conv numpy": lambda: _python(ops.conv2d),
-    "conv cuda": lambda: _cuda("conv", "    Quad next_a", "    if (moments)"),
+    "conv cuda": lambda: _cuda("convolve", "    Quad next_a", "    if (moments)"),
     "tile cuda": lambda: _cuda("tile", "    __device__ __forceinline__ void multiply", "};"),
 }
 PART = re.compile(r"(<!-- ([\w ]+) -->\n).*?(<!-- end -->)", re.S)

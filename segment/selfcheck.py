@@ -8,7 +8,7 @@ import argparse
 import platform
 import re
 import time
-from collections.abc import Callable
+from collections.abc import Callable, Iterable, Iterator
 from importlib import import_module
 from pathlib import Path
 from typing import Any
@@ -37,6 +37,7 @@ from segment.run import write_json
 from segment.unet import UNet
 
 TOLERANCE = 1e-4  # of the largest value: float32 against float64
+TF32_TOLERANCE = 2e-3  # the same on tensor cores: 10 bits behind the point
 REPEATS = 5
 PAD = same_pad(4)
 
@@ -53,19 +54,39 @@ def main(arguments: list[str]) -> None:
         "kernels": [],
     }
     print(f"{report['device']}, minicnn {report['minicnn']}")
-    for name, check in CHECKS.items():
-        error = check(device, np.random.default_rng(0))
-        report["kernels"].append({"kernel": name, "error": error})
-        good = "ok" if error <= TOLERANCE else "WRONG"
-        print(f"  {name:28} error {error:.1e}  {good}", flush=True)
-    report["speed"] = speed(device, options.size, options.batch or (16 if device == "gpu" else 1))
-    for line in _lines(report["speed"]):
-        print(line)
+    batch = options.batch or (16 if device == "gpu" else 1)
+    for suffix, tolerance, names in _precisions(device):
+        for name in names:
+            error = CHECKS[name](device, np.random.default_rng(0))
+            good = error <= tolerance
+            report["kernels"].append({"kernel": name + suffix, "error": error, "good": good})
+            print(
+                f"  {name + suffix:28} error {error:.1e}  {'ok' if good else 'WRONG'}", flush=True
+            )
+        report["speed" + suffix] = speed(device, options.size, batch)
+        print(*_lines(report["speed" + suffix]), sep="\n")
     if options.json:
         write_json(Path(options.json), report)
-    wrong = [row["kernel"] for row in report["kernels"] if not row["error"] <= TOLERANCE]
+    wrong = [row["kernel"] for row in report["kernels"] if not row["good"]]
     if wrong:
         raise InputError(f"kernels that differ from NumPy on this device: {', '.join(wrong)}")
+
+
+def _precisions(device: str) -> Iterator[tuple[str, float, Iterable[str]]]:
+    """In float32, then on tensor cores: what to write behind a check's name, tolerance, checks."""
+    if device == "cpu":
+        yield "", TOLERANCE, CHECKS
+        return
+    gpu: Any = import_module("minicnn.kernels.gpu")
+    asked = gpu.tf32
+    try:
+        gpu.tf32 = False
+        yield "", TOLERANCE, CHECKS
+        if gpu.has_tensor_cores():
+            gpu.tf32 = True
+            yield ", TF32", TF32_TOLERANCE, TENSOR_CHECKS
+    finally:
+        gpu.tf32 = asked
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -183,6 +204,7 @@ CHECKS: dict[str, Callable[..., float]] = {
     "Jaccard": _loss(losses.soft_jaccard),
     "training step": _step,
 }
+TENSOR_CHECKS = ("convolution, 64 -> 128", "convolution, stride 2", "transposed convolution")
 
 
 # ---------------------------------------------------------------------------- fast or slow
@@ -252,7 +274,7 @@ def _lines(report: Report) -> list[str]:
     lines = [f"batches of {report['batch']} tiles of {report['size']} px:"]
     for row in report["rows"]:
         share = row.get("share_of_roofline")
-        of = "" if share is None else f", {share:.0%} of the roofline"
+        of = "" if share is None else f", {share:.0%} of the float32 roofline"
         rate = f"{row['tiles_per_second']:.1f} tiles/s, {row['gflops']:.0f} GFLOP/s"
         lines.append(f"  {row['what']:10} {row['seconds'] * 1e3:.1f} ms, {rate}{of}")
     total = sum(report["kernels"].values())

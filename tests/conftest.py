@@ -25,17 +25,24 @@ settings.load_profile("suite")
 @pytest.fixture(params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
 def xp(request):
     """The array module: every test that takes it runs on NumPy, on the strict stand-in for CuPy
-    of tests/gpu, and on CuPy itself where there is a GPU.
-
-    With MINICNN_REQUIRE_GPU set, a missing GPU fails instead of skipping.
-    """
+    of tests/gpu, and on CuPy itself where there is a GPU."""
     if request.param == "numpy":
         return np
     if request.param == "stand-in":
         return request.getfixturevalue("stand_in").module
+    return request.getfixturevalue("cupy")
+
+
+@pytest.fixture
+def cupy():
+    """CuPy itself, where there is a GPU.
+
+    With MINICNN_REQUIRE_GPU set, a missing GPU fails instead of skipping.
+    """
     cupy = _optional("cupy", "MINICNN_REQUIRE_GPU")
     if not cupy.is_available() and not os.environ.get("MINICNN_REQUIRE_GPU"):
         pytest.skip("no GPU")
+    sys.modules.pop("minicnn.kernels.gpu", None)  # may be bound to the stand-in
     return cupy
 
 
@@ -45,6 +52,7 @@ def stand_in(monkeypatch):
     import strict_cupy
 
     strict_cupy.reset()
+    sys.modules.pop("minicnn.kernels.gpu", None)  # may be bound to CuPy
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.module)
     yield strict_cupy
     sys.modules.pop("minicnn.kernels.gpu", None)  # bound to the stand-in

@@ -1,8 +1,12 @@
 """The ops on CuPy arrays: launches of the CUDA kernels in minicnn/kernels/cuda, for float32.
 
 Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
+
+With MINICNN_TF32=1 in the environment convolutions and their input gradients run on tensor cores
+(sm_80 and later), which round their factors to TF32: 10 bits behind the point, errors around 1e-3.
 """
 
+import os
 import time
 from collections.abc import Callable
 from functools import cache
@@ -13,7 +17,7 @@ import cupy
 import numpy as np
 
 from minicnn import ops
-from minicnn.backend import Array, check_float
+from minicnn.backend import Array, DeviceError, check_float
 from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size
 
 __all__ = [  # the ops; what follows them is there for layers, losses and optimisers
@@ -33,7 +37,8 @@ __all__ = [  # the ops; what follows them is there for layers, losses and optimi
 
 CUDA = Path(__file__).with_name("cuda")
 FILES = {  # what each module of kernels is made of
-    "conv": ("tile", "windows", "conv"),
+    "conv": ("tile", "windows", "convolve", "conv"),
+    "conv_tf32": ("tile", "windows", "convolve", "conv_tf32"),
     "conv_dw": ("tile", "windows", "conv_dw"),
     "norm": ("norm",),
     "pool": ("pool",),
@@ -64,6 +69,7 @@ TABLE = np.dtype(  # struct Table of adam.cu
 LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
 ROWS = 128  # pixels (in conv_dw: rows of dw) per block, as in tile.cu
 THREADS = 256
+TENSOR_CORES = 80  # the first architecture whose tensor cores know TF32
 PIXELS_PER_THREAD = 64  # in sums over the pixels
 DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
 MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`, as in norm.cu
@@ -82,6 +88,7 @@ NUMBERS: dict[type, Callable[[Any], Any]] = {
     float: np.float32,
     type(None): lambda _: np.intp(0),
 }
+tf32 = os.environ.get("MINICNN_TF32") == "1"
 profile: dict[str, float] | None = None  # while it is a dict, it gathers the seconds of each kernel
 
 
@@ -151,6 +158,20 @@ def _variant(s: np.ndarray) -> tuple[str, int, int]:
     return ("16", 16, 64) if F <= 16 else ("32", 32, 128) if F <= 32 else ("64", 64, 128)
 
 
+@cache
+def has_tensor_cores() -> bool:
+    """Whether this GPU can multiply in TF32."""
+    return int(cupy.cuda.Device().compute_capability) >= TENSOR_CORES
+
+
+def _check_tensor_cores() -> None:
+    if not has_tensor_cores():
+        capability = cupy.cuda.Device().compute_capability
+        raise DeviceError(
+            f"MINICNN_TF32=1 needs a GPU of sm_{TENSOR_CORES} or later, this is an sm_{capability}"
+        )
+
+
 def _convolve(
     x: Array,
     skip: Array | None,
@@ -160,14 +181,18 @@ def _convolve(
     moments: Array | None,
     s: np.ndarray,
 ) -> Array:
-    """Run conv.cu as `s` describes it."""
+    """Run convolve.cu as `s` describes it."""
     N, OH, OW, F, phases = (int(s[name]) for name in ("N", "OH", "OW", "F", "phases"))
     y = cupy.empty((N, OH, OW, F), np.float32)
     variant, columns, threads = _variant(s)
     pixels = N * _blocks(OH, phases) * _blocks(OW, phases)
     grid = _blocks(pixels, ROWS), _blocks(F, columns), phases**2
     arguments = (x, skip, w, scale, b, y, moments, s)
-    _launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
+    if tf32 and variant != "any":
+        _check_tensor_cores()
+        _launch("conv_tf32", f"conv_tf32_{variant}", grid, (threads,), *arguments)
+    else:
+        _launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
     return y
 
 

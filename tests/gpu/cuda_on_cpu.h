@@ -1,9 +1,9 @@
 // Runs CUDA C++ on an x86-64 CPU: a fiber for every thread of a block, block after block.
 //
-// It knows what the kernels of minicnn use (barriers and static shared memory; no warp functions,
-// no atomics) and it is strict where a GPU is not: the order in which threads run between two
-// barriers is a parameter, shared memory holds NaNs until it is written, and a barrier that only
-// some threads reach is an error.
+// It knows what the kernels of minicnn use (barriers, static shared memory and the tensor cores'
+// `mma`; no atomics) and it is strict where a GPU is not: the order in which threads run between
+// two barriers is a parameter, shared memory holds NaNs until it is written, a barrier that only
+// some threads reach is an error, and a warp that has met for an `mma` runs far ahead of the others.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -17,6 +17,7 @@
 #include <vector>
 
 struct uint3 { unsigned x, y, z; };
+struct alignas(8) float2 { float x, y; };
 struct alignas(16) float4 { float x, y, z, w; };
 static inline float4 make_float4(float x, float y, float z, float w) { return {x, y, z, w}; }
 #define __global__ static
@@ -29,7 +30,7 @@ using std::max;
 using std::min;
 
 namespace cpu {
-enum State { READY, AT_BARRIER, DONE };
+enum State { READY, AT_WARP, AT_BARRIER, DONE };
 struct Fiber { void* stack_pointer; uint3 thread; State state; int line; };
 
 static const size_t STACK = 64 * 1024;
@@ -84,6 +85,18 @@ static void clear_shared(void* array, size_t bytes) {
     if (std::exchange(shared_since[array], block_number) != block_number) memset(array, 0xff, bytes);
 }
 
+// Lets the first warp go on of which all threads have met at one `mma`; whether there is one.
+static bool release_a_warp() {
+    for (size_t warp = 0; warp + 32 <= fibers.size(); warp += 32) {
+        const auto lane = fibers.begin() + warp;
+        if (!std::all_of(lane, lane + 32, [&](Fiber& f) {
+                return f.state == AT_WARP && f.line == lane->line; })) continue;
+        std::for_each(lane, lane + 32, [](Fiber& f) { f.state = READY; });
+        return true;
+    }
+    return false;
+}
+
 static bool run_block(const std::vector<unsigned>& order) {
     for (size_t i = 0; i < fibers.size(); ++i) {
         fibers[i].state = READY;
@@ -91,16 +104,21 @@ static bool run_block(const std::vector<unsigned>& order) {
     }
     for (;;) {
         for (unsigned i : order) {
-            if (fibers[i].state == DONE) continue;
+            if (fibers[i].state != READY) continue;
             current = &fibers[i];
             threadIdx = current->thread;
             cpu_switch(&scheduler, current->stack_pointer);
         }
+        if (*error) return false;
+        if (release_a_warp()) continue;
         size_t done = 0;
         int line = 0;
         for (auto& fiber : fibers) {
             done += fiber.state == DONE;
             if (fiber.state == DONE) continue;
+            if (fiber.state == AT_WARP)
+                return snprintf(error, sizeof error, "mma reached by a part of the warp"), false;
+            fiber.state = READY;
             if (line && line != fiber.line)
                 return snprintf(error, sizeof error, "threads met at different barriers"), false;
             line = fiber.line;
@@ -122,6 +140,7 @@ static bool launch(void (*k)(void**), const unsigned* g, const unsigned* b, void
         g[1] > 65535 || g[2] > 65535)
         return snprintf(error, sizeof error, "invalid launch: grid %u %u %u, block %u %u %u",
                         g[0], g[1], g[2], b[0], b[1], b[2]), false;
+    *error = 0;
     kernel = k;
     arguments = a;
     gridDim = {g[0], g[1], g[2]};
@@ -148,7 +167,41 @@ static bool launch(void (*k)(void**), const unsigned* g, const unsigned* b, void
             }
     return true;
 }
+
+struct Fragments { float a[4], b[2]; };
+static Fragments deposited[2][1024];  // two sets: a thread is at most one `mma` ahead of its warp
+static unsigned long long taken[1024];
 }  // namespace cpu
+
+// The two instructions of conv_tf32.cu. A number that was not rounded is an error.
+static float to_tf32(float x) {
+    uint32_t bits;
+    memcpy(&bits, &x, 4);
+    bits = std::isnan(x) ? 0x7fffffff : (bits + 0x1000) & ~0x1fffu;
+    memcpy(&x, &bits, 4);
+    return x;
+}
+
+static void mma(float& c0, float& c1, float& c2, float& c3, const float (&a)[4], const float (&b)[2]) {
+    const unsigned thread = threadIdx.x, lane = thread % 32, g = lane / 4, t = lane % 4;
+    for (int i = 0; i < 6; ++i) {
+        const float v = i < 4 ? a[i] : b[i - 4];
+        if (!std::isnan(v) && to_tf32(v) != v)
+            snprintf(cpu::error, sizeof cpu::error, "mma of a number that is not TF32");
+    }
+    cpu::Fragments* set = cpu::deposited[cpu::taken[thread]++ % 2];
+    set[thread] = {{a[0], a[1], a[2], a[3]}, {b[0], b[1]}};
+    cpu::leave(cpu::AT_WARP, __LINE__);
+    const cpu::Fragments* warp = set + (thread - lane);
+    const auto left = [&](int row, int k) { return warp[row % 8 * 4 + k % 4].a[row / 8 + k / 4 * 2]; };
+    const auto right = [&](int k, int col) { return warp[col * 4 + k % 4].b[k / 4]; };
+    float* const sums[4] = {&c0, &c1, &c2, &c3};
+    for (int i = 0; i < 4; ++i) {
+        double sum = *sums[i];
+        for (int k = 0; k < 8; ++k) sum += (double)left(g + i / 2 * 8, k) * right(k, 2 * t + i % 2);
+        *sums[i] = (float)sum;
+    }
+}
 
 #define __syncthreads() cpu::leave(cpu::AT_BARRIER, __LINE__)
 extern "C" const char* last_error() { return cpu::error; }

@@ -6,6 +6,8 @@ small enough for the PTX machine and for planted bugs; Hypothesis draws more fro
 others.
 """
 
+from contextlib import contextmanager
+
 import numpy as np
 
 from minicnn import losses, ops
@@ -14,9 +16,10 @@ from minicnn.ops import Statistics
 from minicnn.optim import Adam, AdamW
 
 TOLERANCE = 2e-5  # of the largest value
+TF32_TOLERANCE = 2e-3  # of TF32 against exact numbers: 10 bits behind the point in every factor
 
 
-def equal(actual, expected):
+def equal(actual, expected, tolerance=TOLERANCE):
     """Equal within rounding, list by list; None only for None."""
     for mine, theirs in zip(actual, expected, strict=True):
         if theirs is None:
@@ -24,7 +27,7 @@ def equal(actual, expected):
             continue
         mine = mine.get()
         assert mine.shape == np.shape(theirs) and mine.dtype == np.float32
-        atol = TOLERANCE * max(1.0, np.abs(theirs).max(initial=0))
+        atol = tolerance * max(1.0, np.abs(theirs).max(initial=0))
         np.testing.assert_allclose(mine, theirs, rtol=0, atol=atol)
 
 
@@ -38,6 +41,21 @@ def double(*arrays):
 
 def device(xp, *arrays):
     return tuple(None if a is None else xp.asarray(a) for a in arrays)
+
+
+def tf32(x):
+    """`x` rounded to TF32, halves away from zero, in float64."""
+    mantissa, exponent = np.frexp(x.astype(np.float64))
+    return np.ldexp(np.trunc(mantissa * 2**11 + np.copysign(0.5, x)) / 2**11, exponent)
+
+
+@contextmanager
+def tensor_cores(kernels):
+    kernels.tf32 = True
+    try:
+        yield
+    finally:
+        kernels.tf32 = False
 
 
 def convolution(N, H, W, C, F, K, stride, pad, name="conv2d"):
@@ -56,25 +74,62 @@ def convolution(N, H, W, C, F, K, stride, pad, name="conv2d"):
     return run
 
 
-def block(N, H, W, C, D, F, K, pad, training=True):
-    """Convolution, batch norm and ReLU in one, with the skip's D channels, both ways."""
+def convolution_tf32(N, H, W, C, F, K, stride, pad, name="conv2d"):
+    """The same on tensor cores: what they make of rounded factors is exact but for float32."""
 
     def run(kernels, xp, rng):
-        x, skip, *rest = draw(rng, (N, H, W, C), (N, H, W, D), (K, K, C + D, F), F, F, F)
+        shape = (K, K, C, F) if name == "conv2d" else (K, K, F, C)
+        x, w, b = draw(rng, (N, H, W, C), shape, F)
+        forward, backward = getattr(ops, name), getattr(ops, f"{name}_backward")
+        rounded, kept = forward(tf32(x), tf32(w), *double(b), stride, pad)
+        exact, kept_exact = forward(*double(x, w, b), stride, pad)
+        (dy,) = draw(rng, exact.shape)
+        with tensor_cores(kernels):
+            y, cache = getattr(kernels, name)(*device(xp, x, w, b), stride, pad)
+            back = getattr(kernels, f"{name}_backward")(xp.asarray(dy), cache)
+        equal([y], [rounded])
+        equal([y], [exact], TF32_TOLERANCE)
+        expected = backward(dy.astype(float), kept_exact)
+        equal(back[:1], backward(tf32(dy), kept)[:1])
+        equal(back[:1], expected[:1], TF32_TOLERANCE)
+        equal(back[1:], expected[1:])  # gradients of weights and bias stay float32
+
+    return run
+
+
+def block(N, H, W, C, D, F, K, pad, training=True, held=None, tolerance=TOLERANCE):
+    """Convolution, batch norm and ReLU in one, with the skip's D channels, both ways; `held` is
+    what the kernels make of an image and the weights."""
+
+    def run(kernels, xp, rng):
+        x, skip, w, *rest = draw(rng, (N, H, W, C), (N, H, W, D), (K, K, C + D, F), F, F, F)
         skip = skip if D else None
         given = None
         if not training:
             mean, var = draw(rng, F, F)
             given = Statistics(mean, var**2 + np.float32(0.5))
         on_device = given and Statistics(*device(xp, *given))
-        y, cache = kernels.conv_bn_relu(*device(xp, x, skip, *rest), on_device, pad)
+        y, cache = kernels.conv_bn_relu(*device(xp, x, skip, w, *rest), on_device, pad)
+        arrays = tuple(a if a is None or held is None else held(a) for a in (x, skip, w))
         expected, kept = ops.conv_bn_relu(
-            *double(x, skip, *rest), given and Statistics(*double(*given)), pad
+            *double(*arrays, *rest), given and Statistics(*double(*given)), pad
         )
         equal([y, *cache.statistics], [expected, *kept.statistics])
         (dy,) = draw(rng, expected.shape)
         back = kernels.conv_bn_relu_backward(xp.asarray(dy), cache)
-        equal(back, ops.conv_bn_relu_backward(dy.astype(float), kept))
+        equal(back, ops.conv_bn_relu_backward(dy.astype(float), kept), tolerance)
+
+    return run
+
+
+def block_tf32(*sizes, **options):
+    """The same on tensor cores. Backward is compared from the rounded z on: a ReLU that opens by
+    rounding would be no small difference."""
+    case = block(*sizes, **options, held=tf32, tolerance=TF32_TOLERANCE)
+
+    def run(kernels, xp, rng):
+        with tensor_cores(kernels):
+            case(kernels, xp, rng)
 
     return run
 
@@ -221,3 +276,12 @@ CASES = {
     "running averages": running(300),
     "bytes": bytes_to_floats((2, 9, 7, 3)),
 }
+TENSOR_CASES = {
+    "TF32, 16 filters": convolution_tf32(1, 9, 13, 4, 8, 4, 1, ((1, 2), (1, 2))),
+    "TF32, 32 filters": convolution_tf32(1, 9, 8, 8, 20, 2, 3, 0),
+    "TF32, 64 filters": convolution_tf32(1, 9, 17, 8, 68, 2, 1, ((0, 1), (0, 1))),
+    "TF32, up": convolution_tf32(2, 5, 6, 8, 4, 4, 2, 1, "conv_transpose2d"),
+    "TF32, block with skip": block_tf32(2, 5, 7, 4, 8, 20, 4, ((1, 2), (1, 2))),
+    "TF32, inference": block_tf32(1, 7, 9, 4, 4, 8, 4, ((1, 2), (1, 2)), training=False),
+}
+CASES |= TENSOR_CASES

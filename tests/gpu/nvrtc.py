@@ -12,6 +12,7 @@ import subprocess
 import tempfile
 from functools import cache
 from pathlib import Path
+from types import ModuleType
 from typing import NamedTuple
 
 ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # V100, T4, A100, A10G, L4, H100
@@ -76,6 +77,12 @@ def _read(size_of: ctypes._CFuncPtr, get: ctypes._CFuncPtr, program: ctypes.c_vo
     buffer = ctypes.create_string_buffer(size.value)
     _check(get(program, buffer))
     return buffer.value.decode()
+
+
+def modules(kernels: ModuleType, architecture: int) -> list[str]:
+    """Those modules of `minicnn.kernels.gpu` that a GPU of this architecture can run."""
+    old = architecture < kernels.TENSOR_CORES
+    return [module for module in kernels.FILES if not (old and module == "conv_tf32")]
 
 
 @cache

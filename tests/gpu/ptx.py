@@ -309,6 +309,8 @@ class _Run:
         elif len(chosen):
             if op[0] in ("ld", "st"):
                 self.memory(op, operands, chosen)
+            elif op[:4] == ("mma", "sync", "aligned", "m16n8k8"):
+                self.multiply_matrices(operands, chosen)
             else:
                 self.write(operands[0], self.compute(op, operands, chosen), chosen)
         return False
@@ -368,12 +370,42 @@ class _Run:
 
     # ------------------------------------------------------------------ arithmetic
 
+    def multiply_matrices(self, operands: tuple[str, ...], ix: np.ndarray) -> None:
+        """mma.m16n8k8 in TF32: d = a b + c, for every warp in `ix`."""
+        warp = self.thread[ix] // 32
+        if len(ix) % 32 or (warp.reshape(-1, 32) != warp[::32, None]).any():
+            raise Fault("mma reached by a part of the warp")
+        d, a, b, c = ([r.strip() for r in o.strip("{}").split(",")] for o in operands)
+        lane = np.arange(32)
+        g, t = lane // 4, lane % 4
+
+        def matrix(registers: list[str], rows: Any, columns: Any) -> np.ndarray:
+            """The matrix of each warp whose number in register i, lane l is at rows[i][l], ..."""
+            held = [self.read(r, "f4", ix).reshape(-1, 32) for r in registers]
+            out = np.empty((len(ix) // 32, 1 + np.max(rows), 1 + np.max(columns)), np.float64)
+            for values, row, column in zip(held, rows, columns, strict=True):
+                out[:, row, column] = values
+            return out
+
+        left = matrix(a, (g, g + 8, g, g + 8), (t, t, t + 4, t + 4))
+        right = matrix(b, (t, t + 4), (g, g))
+        for factor in (left, right):
+            bits = factor.astype(np.float32).view(np.uint32)
+            if (bits & 0x1FFF)[~np.isnan(factor)].any():
+                raise Fault("mma of a number that is not TF32")
+        places = (g, g, g + 8, g + 8), (2 * t, 2 * t + 1, 2 * t, 2 * t + 1)
+        result = (left @ right + matrix(c, *places)).astype(np.float32)
+        for register, row, column in zip(d, *places, strict=True):
+            self.write(register, result[:, row, column].reshape(-1), ix)
+
     def compute(self, op: tuple[str, ...], operands: tuple[str, ...], ix: np.ndarray) -> np.ndarray:
         name, dtype = op[0], TYPES[op[-1]]
 
         def value(i: int, t: str = dtype) -> np.ndarray:
             return self.read(operands[i], t, ix)
 
+        if name == "cvt" and op[1:3] == ("rna", "tf32"):
+            return to_tf32(value(1))
         if name == "cvt":
             result = value(1).astype(TYPES[op[-2]])
             return np.clip(np.nan_to_num(result), 0, 1) if "sat" in op else result
@@ -412,6 +444,12 @@ class _Run:
         if name in BINARY:
             return BINARY[name](value(1), value(2))
         raise NotImplementedError(".".join(op))
+
+
+def to_tf32(x: np.ndarray) -> np.ndarray:
+    """float32 rounded to 10 bits behind the point, halves away from zero, as cvt.rna.tf32 does."""
+    rounded = ((x.view(np.uint32) + np.uint32(0x1000)) & np.uint32(0xFFFFE000)).view(np.float32)
+    return np.where(np.isnan(x), np.float32(np.nan), rounded)
 
 
 def _towards_zero(x: np.ndarray, y: np.ndarray) -> np.ndarray:

@@ -33,6 +33,7 @@ GUARD = 4096  # bytes on either side of an array that nobody may write to
 counts: Counter[str] = Counter()
 machine: Any = cuda_on_cpu.Machine(order=1)  # what runs the kernels
 capacity = 1 << 34  # bytes of device memory
+compute_capability = "80"
 _forbidden = 0
 
 
@@ -467,7 +468,7 @@ def _cuda() -> types.ModuleType:
             memGetInfo=lambda: (capacity - counts["live bytes"], capacity),
             getDeviceProperties=lambda device: {"name": b"stand-in for a T4"},
         ),
-        "Device": lambda: types.SimpleNamespace(id=0),
+        "Device": lambda: types.SimpleNamespace(id=0, compute_capability=compute_capability),
     }
     assert all(hasattr(real.cuda, name) for name in own)
     vars(module).update(own)

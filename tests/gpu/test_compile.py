@@ -24,7 +24,7 @@ def test_the_compiler_is_the_one_that_users_have():
 
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_fit_the_gpu(architecture, kernels):
-    for module in kernels.FILES:
+    for module in nvrtc.modules(kernels, architecture):
         text = kernels.source(module)
         found = nvrtc.resources(text, architecture)
         assert found.keys() == nvrtc.threads(text, architecture).keys()
@@ -47,7 +47,15 @@ def test_the_launches_are_of_the_size_that_kernels_are_compiled_for(kernels):
     for variant in variants:
         name, _, threads = (v for v in variant if v)
         assert bounds[f"conv_{name}"] == bounds[f"conv_dw_{name}"] == int(threads)
+        assert name == "any" or bounds[f"conv_tf32_{name}"] == int(threads)
     assert {b for n, b in bounds.items() if not n.startswith("conv_")} == {256}
+
+
+def test_tensor_cores_are_used_from_the_architecture_on_that_has_them(kernels):
+    text = kernels.source("conv_tf32")
+    assert "mma.sync" in nvrtc.ptx(text, kernels.TENSOR_CORES)
+    with pytest.raises(RuntimeError, match="sm_80 or higher"):
+        nvrtc.resources(text, 75)
 
 
 def test_a_spill_and_a_warning_would_be_seen(kernels):

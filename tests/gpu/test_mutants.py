@@ -52,7 +52,7 @@ ARITHMETIC = {
     ),
     "kernel not turned round": ("conv", "stride * (J - 1 - jy)", "stride * jy", "first layer"),
     "first channel ignored": ("conv", "all + c0 + c", "all + c", "block with skip"),
-    "absent pixels in the variance": ("conv", "if (row + i < rows) own", "own", "block"),
+    "absent pixels in the variance": ("conv", "if (T::row(t, i) < rows) own", "own", "block"),
     "a slice too few": (
         "conv",
         "for (int k0 = 0; k0 < k_end;",
@@ -92,6 +92,30 @@ ARITHMETIC = {
         "pool",
     ),
     "ReLU that swallows NaN": ("pointwise", "x[i] < 0.f ? 0.f : x[i]", "fmaxf(x[i], 0.f)", "relu"),
+    "terms of a fragment swapped": (
+        "conv_tf32",
+        "left[i / 2][i % 2] = v.x;",
+        "left[i / 2][i % 2] = v.y;",
+        "TF32, 16 filters",
+    ),
+    "columns of a fragment swapped": (
+        "conv_tf32",
+        "down[2], left[i / 2], even)",
+        "down[2], left[i / 2], odd)",
+        "TF32, 64 filters",
+    ),
+    "rows of the result swapped": (
+        "conv_tf32",
+        "mma(up[1], up[3], down[1], down[3],",
+        "mma(up[1], down[1], up[3], down[3],",
+        "TF32, 32 filters",
+    ),
+    "threads of a warp out of order": (
+        "conv_tf32",
+        "g = t % 32 / 4;",
+        "g = t % 8;",
+        "TF32, 16 filters",
+    ),
     "a part left out": ("reduce", "int r = 1; r < 8", "int r = 1; r < 7", "64 filters"),
 }
 
@@ -106,15 +130,15 @@ MEMORY = {
     ),
     "barrier after the product dropped": (
         "conv",
-        "multiply(row, col, sum);\n        __syncthreads();",
-        "multiply(row, col, sum);",
+        "multiply(t, sum);\n        __syncthreads();",
+        "multiply(t, sum);",
         "whole channels",
         "race in shared memory, write",
     ),
     "barrier for half the block": (
         "conv",
-        "multiply(row, col, sum);\n        __syncthreads();",
-        "multiply(row, col, sum);\n        if (t < 32) __syncthreads();",
+        "multiply(t, sum);\n        __syncthreads();",
+        "multiply(t, sum);\n        if (t < 32) __syncthreads();",
         "whole channels",
         "barrier",
     ),
@@ -162,8 +186,8 @@ MEMORY = {
     ),
     "four at a time where channels are odd": (
         "conv",
-        "CONV(conv_any, 16, 4, false)",
-        "CONV(conv_any, 16, 4, true)",
+        "CONV(conv_any, false, Tile<16, 4>)",
+        "CONV(conv_any, true, Tile<16, 4>)",
         "first layer",
         "out of bounds|misaligned",
     ),
@@ -173,6 +197,27 @@ MEMORY = {
         "0",
         "block",
         "race in global memory",
+    ),
+    "factor not rounded": (
+        "conv_tf32",
+        "store4(&b[k][col], to_tf32(v));",
+        "store4(&b[k][col], v);",
+        "TF32, 16 filters",
+        "mma of a number that is not TF32",
+    ),
+    "half a warp": (
+        "conv_tf32",
+        "mma(up[0]",
+        "if (t % 32 < 16) mma(up[0]",
+        "TF32, 16 filters",
+        "mma reached by a part of the warp",
+    ),
+    "barrier on tensor cores dropped": (
+        "conv_tf32",
+        "multiply(t, sum);\n        __syncthreads();",
+        "multiply(t, sum);",
+        "TF32, 64 filters",
+        "race in shared memory, write",
     ),
     "one thread too many": (
         "pointwise",
@@ -251,6 +296,28 @@ def test_wrong_access_to_memory_is_seen(name, kernels, stand_in, monkeypatch, rn
         CASES[case](kernels, stand_in.module, rng)
 
 
+@pytest.mark.parametrize(
+    "old, new",
+    [("{%4, %5, %6, %7}", "{%4, %6, %5, %7}"), ("{%8, %9}", "{%9, %8}")],
+    ids=["a", "b"],
+)
+def test_swapped_operands_of_the_instruction_show(old, new, kernels, stand_in, monkeypatch, rng):
+    """Only PTX holds the instruction itself."""
+    plant(kernels, monkeypatch, "conv_tf32", old, new)
+    monkeypatch.setattr(stand_in, "machine", PTX)
+    with pytest.raises(AssertionError, match="Not equal"):
+        CASES["TF32, 16 filters"](kernels, stand_in.module, rng)
+
+
+@pytest.mark.parametrize("name", ["factor not rounded", "half a warp"])
+def test_wrong_use_of_tensor_cores_is_refused_by_the_cpu(name, kernels, stand_in, monkeypatch, rng):
+    *mutation, case, fault = MEMORY[name]
+    plant(kernels, monkeypatch, *mutation)
+    monkeypatch.setattr(stand_in, "machine", CPU)
+    with pytest.raises(cuda_on_cpu.LaunchError, match=fault):
+        CASES[case](kernels, stand_in.module, rng)
+
+
 def strided(kernels, xp, rng):
     (x,) = (xp.asarray(a) for a in kernel_cases.draw(rng, (2, 6, 6, 8)))
     kernels.max_pool2d(x[:, :, :, ::2])
@@ -276,8 +343,8 @@ def test_wrong_launches_are_refused_or_show(name, kernels, stand_in, monkeypatch
 def test_a_dropped_barrier_shows_in_the_numbers_too(order, kernels, stand_in, monkeypatch, rng):
     mutation = (
         "conv",
-        "multiply(row, col, sum);\n        __syncthreads();",
-        "multiply(row, col, sum);",
+        "multiply(t, sum);\n        __syncthreads();",
+        "multiply(t, sum);",
     )
     plant(kernels, monkeypatch, *mutation)
     monkeypatch.setattr(stand_in, "machine", cuda_on_cpu.Machine(order))

@@ -7,15 +7,14 @@
 // rows z * rows .. + rows - 1 and writes a matrix of its own; sum_parts adds those, always in the
 // same order, so that a run can be repeated to the bit.
 
-template <int COLS, int TN, bool WHOLE>
+template <class T, bool WHOLE>
 __device__ __forceinline__ void convolve_dw(
     const float* __restrict__ x, const float* __restrict__ skip, const float* __restrict__ dy,
     float* __restrict__ parts, int rows, const Conv& s)
 {
-    typedef Tile<COLS, TN> T;
     __shared__ T tile;
-    const int t = threadIdx.x, row = t / T::ACROSS * TM, col = t % T::ACROSS * TN;
-    const int k0 = blockIdx.x * ROWS, f0 = blockIdx.y * COLS, k_end = s.K * s.K * (s.C + s.D);
+    const int t = threadIdx.x, k0 = blockIdx.x * ROWS, f0 = blockIdx.y * T::COLS;
+    const int k_end = s.K * s.K * (s.C + s.D);
     const int last = min((int)(blockIdx.z + 1) * rows, s.N * s.OH);  // image rows, over all images
 
     // This thread brings in k = k0 + 4 (t % 32) .. + 3, of pixels t / 32 + i STEP of every slice.
@@ -36,45 +35,49 @@ __device__ __forceinline__ void convolve_dw(
         }
         #pragma unroll
         for (int i = 0; i < T::QUADS_B; ++i) {
-            const int at = 4 * (t + i * T::THREADS), ow = ow0 + at / COLS;
+            const int at = 4 * (t + i * T::THREADS), ow = ow0 + at / T::COLS;
             const float* pixels = dy + (long long)r * s.OW * s.F;
-            next_b[i] = piece<WHOLE>(pixels, r < last ? ow : s.OW, s.OW, f0 + at % COLS, s.F);
+            next_b[i] = piece<WHOLE>(pixels, r < last ? ow : s.OW, s.OW, f0 + at % T::COLS, s.F);
         }
         ow0 += SLICE;
         if (ow0 >= s.OW) { ow0 = 0; ++r; }
     };
 
-    float sum[TM][TN] = {};
+    float sum[T::TM][T::TN] = {};
     const int slices = (last - r) * ((s.OW + SLICE - 1) / SLICE);
     fetch();
     for (int i = 0; i < slices; ++i) {
         #pragma unroll
         for (int i = 0; i < T::QUADS_A; ++i) store4(&tile.a[t / 32 + i * STEP][4 * (t % 32)], next_a[i]);
         #pragma unroll
-        for (int i = 0; i < T::QUADS_B; ++i) store4(&tile.b[0][0] + 4 * (t + i * T::THREADS), next_b[i]);
+        for (int i = 0; i < T::QUADS_B; ++i) {
+            const int at = 4 * (t + i * T::THREADS);
+            tile.put_b(at / T::COLS, at % T::COLS, next_b[i]);
+        }
         __syncthreads();
         fetch();
-        tile.multiply(row, col, sum);
+        tile.multiply(t, sum);
         __syncthreads();
     }
 
     float* out = parts + (long long)blockIdx.z * k_end * s.F;
     #pragma unroll
-    for (int i = 0; i < TM; ++i)
+    for (int i = 0; i < T::TM; ++i)
         #pragma unroll
-        for (int j = 0; j < TN; j += 4) {
+        for (int j = 0; j < T::TN; j += 4) {
             const Quad v = {{sum[i][j], sum[i][j + 1], sum[i][j + 2], sum[i][j + 3]}};
-            if (k0 + row + i < k_end) put<WHOLE>(out, k0 + row + i, f0 + col + j, s.F, v);
+            const int k = k0 + T::row(t, i);
+            if (k < k_end) put<WHOLE>(out, k, f0 + T::col(t, j), s.F, v);
         }
 }
 
-#define CONV_DW(NAME, COLS, TN, WHOLE)                                                                \
-    extern "C" __global__ void __launch_bounds__(ROWS / TM * COLS / TN)                          \
-    NAME(const float* __restrict__ x, const float* __restrict__ skip,                            \
-         const float* __restrict__ dy, float* __restrict__ parts, int rows, Conv s)              \
-    { convolve_dw<COLS, TN, WHOLE>(x, skip, dy, parts, rows, s); }
+#define CONV_DW(NAME, WHOLE, ...)                                                         \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS)                    \
+    NAME(const float* __restrict__ x, const float* __restrict__ skip,                     \
+         const float* __restrict__ dy, float* __restrict__ parts, int rows, Conv s)       \
+    { convolve_dw<__VA_ARGS__, WHOLE>(x, skip, dy, parts, rows, s); }
 
-CONV_DW(conv_dw_any, 16, 4, false)
-CONV_DW(conv_dw_16, 16, 4, true)
-CONV_DW(conv_dw_32, 32, 4, true)
-CONV_DW(conv_dw_64, 64, 8, true)
+CONV_DW(conv_dw_any, false, Tile<16, 4>)
+CONV_DW(conv_dw_16, true, Tile<16, 4>)
+CONV_DW(conv_dw_32, true, Tile<32, 4>)
+CONV_DW(conv_dw_64, true, Tile<64, 8>)

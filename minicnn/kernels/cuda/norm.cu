@@ -49,7 +49,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) channel_sums(
     if (c < C) parts[(long long)blockIdx.x * C + c] = sum.a;
 }
 
-// moments (blocks, 2, C): sums, and squared distances to the block's own mean, as in conv.cu.
+// moments (blocks, 2, C): sums, and squared distances to the block's own mean, as in convolve.cu.
 extern "C" __global__ void __launch_bounds__(THREADS) channel_moments(
     const float* __restrict__ x, float* __restrict__ moments, int M, int C, int rows)
 {

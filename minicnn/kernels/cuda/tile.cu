@@ -1,5 +1,5 @@
 // The product of two tiles: the inner loop of every convolution here. This text goes before
-// conv.cu and conv_dw.cu.
+// convolve.cu and conv_dw.cu.
 //
 //     sum[i][j] += sum over k of a[k][i] b[k][j]
 //
@@ -10,7 +10,6 @@
 
 const int SLICE = 16;  // terms of the sum in shared memory at a time
 const int ROWS = 128;  // rows of the result per block
-const int TM = 8;      // rows of the result per thread
 
 struct Quad { float at[4]; };  // four floats in a register each, read and written at once
 
@@ -23,25 +22,41 @@ __device__ __forceinline__ void store4(float* p, const Quad& v) {
     *(float4*)p = make_float4(v.at[0], v.at[1], v.at[2], v.at[3]);
 }
 
-// COLS columns of the result per block, TN of them per thread.
-template <int COLS, int TN>
+// One of the two kinds of tile, the other is TensorTile of conv_tf32.cu: WIDTH columns of the result
+// per block, EACH of them per thread. A thread's sums are those of rows row(t, i) and columns
+// col(t, j), four columns side by side.
+template <int WIDTH, int EACH>
 struct __align__(16) Tile {
-    static const int ACROSS = COLS / TN;                // threads side by side
-    static const int THREADS = ROWS / TM * ACROSS;
+    static const int COLS = WIDTH, TM = 8, TN = EACH;       // TM x TN results per thread
+    static const int ACROSS = COLS / TN;                    // threads side by side
+    static const int THREADS = ROWS / TM * ACROSS, BLOCKS = 3;
     static const int QUADS_A = SLICE * ROWS / 4 / THREADS;  // what a thread brings in of a slice
     static const int QUADS_B = SLICE * COLS / 4 / THREADS;
 
     float a[SLICE][ROWS + 4];  // the 4 keep columns of a off one single bank
     float b[SLICE][COLS];
 
-    __device__ __forceinline__ void multiply(int row, int col, float (&sum)[TM][TN]) const {
+    static __device__ __forceinline__ int group(int t) { return t / ACROSS; }  // of equal rows
+    static __device__ __forceinline__ int row(int t, int i) { return group(t) * TM + i; }
+    static __device__ __forceinline__ int col(int t, int j) { return t % ACROSS * TN + j; }
+
+    // v is a[k .. k + 3][row].
+    __device__ __forceinline__ void put_a(int k, int row, const Quad& v) {
+        #pragma unroll
+        for (int j = 0; j < 4; ++j) a[k + j][row] = v.at[j];
+    }
+
+    // v is b[k][col .. col + 3].
+    __device__ __forceinline__ void put_b(int k, int col, const Quad& v) { store4(&b[k][col], v); }
+
+    __device__ __forceinline__ void multiply(int t, float (&sum)[TM][TN]) const {
         #pragma unroll
         for (int k = 0; k < SLICE; ++k) {
             Quad left[TM / 4], right[TN / 4];
             #pragma unroll
-            for (int i = 0; i < TM / 4; ++i) left[i] = load4(&a[k][row + 4 * i]);
+            for (int i = 0; i < TM / 4; ++i) left[i] = load4(&a[k][row(t, 4 * i)]);
             #pragma unroll
-            for (int j = 0; j < TN / 4; ++j) right[j] = load4(&b[k][col + 4 * j]);
+            for (int j = 0; j < TN / 4; ++j) right[j] = load4(&b[k][col(t, 4 * j)]);
             #pragma unroll
             for (int i = 0; i < TM; ++i)
                 #pragma unroll
