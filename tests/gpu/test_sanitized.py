@@ -7,7 +7,7 @@ from pathlib import Path
 
 import kernel_cases
 import pytest
-from test_mutants import MEMORY
+from test_gpu_mutants import MEMORY
 
 pytestmark = pytest.mark.slow
 HERE = Path(__file__).parent
