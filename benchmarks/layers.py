@@ -77,6 +77,9 @@ def main() -> None:
         "turns). `train` is forward and backward of convolution, batch norm and ReLU, or of the "
         "transposed convolution (`up`); `predict` is forward alone. `rule` is the algorithm that "
         "`minicnn.kernels.cpu_blocks.method` chooses; the next columns force one.",
+        "Compare our columns with each other. PyTorch's layers add up to far more here than its "
+        "whole net takes in [unet.md](unet.md): it suffers from short steps that take turns, so "
+        "its column, and the ratio, flatter us.",
         f"![ratios]({name}.png)",
         table(rows),
     ]
