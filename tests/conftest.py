@@ -1,6 +1,7 @@
 """What the whole suite shares: array modules, random numbers, and the oracles it may ask."""
 
 import os
+import signal
 import sys
 from importlib import import_module
 
@@ -20,6 +21,19 @@ settings.register_profile(
 # For planted bugs, where that a test fails is enough and the smallest example not needed.
 settings.register_profile("no-shrinking", settings.get_profile("suite"), phases=[Phase.generate])
 settings.load_profile("suite")
+
+
+# A job in the background inherits that Ctrl-C is ignored; the processes that tests start must not.
+signal.signal(signal.SIGINT, signal.default_int_handler)
+
+
+@pytest.fixture(autouse=True)
+def environment():
+    """The environment variables as they were: the service sets some of GDAL's for its process."""
+    before = dict(os.environ)
+    yield
+    os.environ.clear()
+    os.environ.update(before)
 
 
 @pytest.fixture(params=["numpy", "stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])

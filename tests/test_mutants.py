@@ -152,8 +152,8 @@ MUTANTS = {
     ),
     "running variance biased": Mutant(
         LAYERS,
-        "batch.var * (count / max(1, count - 1))",
-        "batch.var",
+        "MOMENTUM * unbias * batch.var",
+        "MOMENTUM * batch.var",
         "tests/minicnn/test_layers.py::test_running_statistics_move_a_tenth_of_the_way[norm]",
     ),
     "momentum the other way round": Mutant(
@@ -224,14 +224,14 @@ MUTANTS = {
     ),
     "Adam's second average not corrected": Mutant(
         OPTIM,
-        " / math.sqrt(1 - beta2**self.steps)",
-        "",
+        "math.sqrt(1 - beta2**self.steps)",
+        "1.0",
         f"{OPTIM_TESTS}the_first_step_by_hand[adam]",
     ),
     "AdamW's decay unscaled": Mutant(
         OPTIM,
-        "self.lr * self.weight_decay * p",
-        "self.weight_decay * p",
+        "return 0.0, self.lr * self.weight_decay",
+        "return 0.0, self.weight_decay",
         f"{OPTIM_TESTS}the_first_step_by_hand[adamw]",
     ),
     "steps not resumed": Mutant(

@@ -23,7 +23,7 @@ def finished(server, path):
 @pytest.fixture(scope="module")
 def large():
     """A scene that takes the small network some seconds."""
-    return scene(1300, 1300, compress="deflate")
+    return scene(2600, 2600, compress="deflate")
 
 
 def test_a_job_from_start_to_end(server, model, tmp_path):
@@ -136,7 +136,7 @@ def test_a_graceful_stop_finishes_the_request_in_flight(new_server, large):
         wait_for(lambda: list((server.store / "cache").iterdir()), 20)
         server.stop()
     thread.join(30)
-    assert seen[0].status_code == 200 and decode(seen[0].content)[0].shape == (1300, 1300)
+    assert seen[0].status_code == 200 and decode(seen[0].content)[0].shape == (2600, 2600)
 
 
 def test_a_stopped_server_puts_its_job_down(new_server, large):
