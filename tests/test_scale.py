@@ -10,9 +10,13 @@ import rasterio
 from segment.synthetic import write_scenes
 
 ROOT = Path(__file__).parents[1]
-PEAK = "print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss // 1024)"
+# Not ru_maxrss: a process inherits that from the one that started it.
+PEAK = """
+with open("/proc/self/status") as status:
+    print(next(int(line.split()[1]) // 1024 for line in status if line.startswith("VmHWM")))
+"""
 CUT = f"""
-import resource, sys
+import sys
 from segment.scenes import Reading, find_scenes
 from segment.tiles import open_store
 store = open_store(find_scenes([sys.argv[1]]), Reading(), cache=sys.argv[2])
@@ -20,7 +24,7 @@ assert len(store) == 4 * 19 * 19
 {PEAK}
 """
 PREDICT = f"""
-import resource, sys
+import sys
 from segment.predict import main
 main(sys.argv[1:])
 {PEAK}
