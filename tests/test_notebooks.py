@@ -11,7 +11,7 @@ import pytest
 
 FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
-MACHINE = re.compile(r"/home/|/root/|/tmp/|/work/|/Users/|ipykernel_\d|[A-Z]:\\\\")
+MACHINE = re.compile(r"/home/|/root/|/tmp/|/Users/|ipykernel_\d|[A-Z]:\\\\")
 
 
 def cells(path, kind="code"):
