@@ -8,11 +8,12 @@ from its last checkpoint to the same bits.
 import shlex
 import signal
 import time
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
@@ -98,6 +99,17 @@ class Stop:
         self.__exit__()
 
 
+def visits(cities: Sequence[str]) -> NDArray[np.float64]:
+    """How often an epoch shows each tile, given the tiles' cities; 1 on average.
+
+    A city of n tiles gets a share of the epoch in proportion to the root of n: a large one does
+    not drown the small ones, and a small one is not learnt by heart.
+    """
+    _, city, sizes = np.unique(cities, return_inverse=True, return_counts=True)
+    shares = np.sqrt(sizes) / np.sqrt(sizes).sum()
+    return (len(cities) * shares / sizes)[city]
+
+
 class Trainer:
     """A net, its optimiser and how far they have come; `fit` takes them to the end."""
 
@@ -120,6 +132,7 @@ class Trainer:
         self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
         self.read_every = 1 if device == "cpu" else READ_EVERY
         self.batch_size = min(batch_size, len(parts["train"]))
+        self.visits = visits([store.tiles[i].city for i in parts["train"]])
         self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
@@ -177,8 +190,13 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[np.ndarray]:
-        """This epoch's batches from `step` on: all tiles in random order, all batches full."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.parts["train"])
+        """This epoch's batches from `step` on, in random order, all of them full.
+
+        A tile comes up `visits` times: the whole part of it for sure, the rest by chance.
+        """
+        rng = np.random.default_rng((self.seed, self.epoch))
+        times = np.floor(self.visits + rng.random(len(self.visits))).astype(int)
+        order = rng.permutation(np.repeat(self.parts["train"], times))
         order = np.resize(order, self.steps_per_epoch * self.batch_size)  # the end from the start
         for step in range(self.step, self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
