@@ -20,6 +20,7 @@ from unittest.mock import patch
 import numpy as np
 import torch
 from numpy.typing import NDArray
+from torch.optim.swa_utils import AveragedModel
 
 from benchmarks import with_torch
 from benchmarks.report import FOLDER, machine, table, write
@@ -60,7 +61,6 @@ class Recipe:
     augment: Callable[..., Any] = augment
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
     momentum: float = layers.MOMENTUM
-    decay: float | None = None  # of a running average of the weights, which is then what is scored
     drawn_first: bool = False  # starts from the weights that were trained on synthetic scenes
     library: str = "minicnn"
 
@@ -103,10 +103,10 @@ ROWS = {
     "every tile equally often": Recipe(visits=uniform),
     "cross-entropy alone": Recipe(loss=bce_with_logits),
     "Jaccard in place of Dice": Recipe(loss=total(bce_with_logits, soft_jaccard)),
+    "batches of 2": Recipe(batch_size=2),
     "batches of 8": Recipe(batch_size=8),
     "zoom and cut-out": Recipe(augment=rich),
-    "steady rate, averaged weights": Recipe(schedule=steady, decay=0.99),
-    "batch-norm momentum 0.02": Recipe(momentum=0.02),
+    "steady learning rate": Recipe(schedule=steady),
 }
 
 
@@ -140,34 +140,23 @@ class Student(Trainer):
         )
         self.steps_per_epoch = tiles // self.batch_size
         self.schedule = trainer.Cosine(recipe.lr, self.steps_per_epoch, 100)
-        self.decay = recipe.decay
-        self.averages = {name: array.copy() for name, array in net_arrays(self.net).items()}
 
-    def learn(self) -> UNet:
-        """The net after all its tiles."""
+    def learn(self) -> tuple[UNet, UNet]:
+        """The net after all its tiles, and its average."""
         for batch in self.augmented():
             self.train_step(*batch)
             self.step += 1
-            self.average()
-        if self.decay:
-            for name, array in net_arrays(self.net).items():
-                array[...] = self.averages[name]
-        return self.net
-
-    def average(self) -> None:
-        if self.decay:
-            decay = min(self.decay, self.step / (10 + self.step))
-            for name, array in net_arrays(self.net).items():
-                self.averages[name] += (1 - decay) * (array - self.averages[name])
+        return self.net, self.average.net
 
 
 class TorchStudent(Student):
     """The same net from the same weights, over the same batches, in PyTorch."""
 
-    def learn(self) -> UNet:
-        torch.manual_seed(0)
+    def learn(self) -> tuple[UNet, UNet]:
         theirs = with_torch.UNet().to(memory_format=with_torch.LAYOUT)
         with_torch.copy_in(theirs, net_arrays(self.net))
+        average = AveragedModel(theirs, avg_fn=approach, use_buffers=True)
+        average.update_parameters(theirs)  # the first call copies
         optimizer = torch.optim.Adam(theirs.parameters())
         for images, labels in self.augmented():
             optimizer.param_groups[0]["lr"] = self.schedule.at(self.step)
@@ -176,9 +165,18 @@ class TorchStudent(Student):
             loss = torch_loss(theirs(x)[:, 0], torch.tensor(labels))
             loss.backward()
             optimizer.step()
+            average.update_parameters(theirs)
             self.step += 1
         with_torch.copy_out(theirs, net_arrays(self.net))
-        return self.net
+        with_torch.copy_out(average.module, net_arrays(self.average.net))
+        return self.net, self.average.net
+
+
+def approach(a: torch.Tensor, p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
+    """As minicnn.optim.Average; t counts the updates before."""
+    if not a.is_floating_point():  # batch norm counts its batches
+        return p
+    return a + (1 - min(0.999, t / (9 + t))) * (p - a)
 
 
 def torch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
@@ -201,8 +199,9 @@ def measure(
             stack.enter_context(patch.object(trainer, target, getattr(recipe, name)))
         stack.enter_context(patch.object(trainer, "Cosine", recipe.schedule))
         stack.enter_context(patch.object(layers, "MOMENTUM", recipe.momentum))
-        net = kind(recipe, store, parts, seed, tiles).learn()
-    return score(Model(net, ModelInfo()), store, parts)
+        net, average = kind(recipe, store, parts, seed, tiles).learn()
+    last = score(Model(net, ModelInfo()), store, parts)
+    return {**score(Model(average, ModelInfo()), store, parts), "not averaged": last["mean"]}
 
 
 def score(model: Model, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -274,7 +273,7 @@ def describe(data: dict[str, Any]) -> str:
             rows.append({"recipe": name, "seeds": 0})
             continue
         row: dict[str, Any] = {"recipe": name, "seeds": len(seeds)}
-        for column in ("mean", *REGIONS):
+        for column in ("mean", *REGIONS, "not averaged"):
             values = [seed[column] for seed in seeds]
             row[column] = f"{mean(values):.3f}"
             if len(values) > 1:
@@ -286,7 +285,8 @@ def describe(data: dict[str, Any]) -> str:
         f"{data['tiles']:,} tiles and differs from the first in one thing. Scores are pooled IoU "
         "of held-out places (scenes never trained on; Chicago is a city never trained on) at the "
         "threshold calibrated on validation, `mean` that of the three regions; ± is the standard "
-        "deviation over seeds, which draw weights, order and augmentation. Where `seeds` is 0 "
+        "deviation over seeds, which draw weights, order and augmentation. `not averaged` is the "
+        "mean of the net itself in place of the running average of its weights. Where `seeds` is 0 "
         "nothing is measured yet: the same call goes on.",
         table(rows),
     ]

@@ -18,7 +18,7 @@ from numpy.typing import NDArray
 from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
-from minicnn.optim import Adam, Cosine
+from minicnn.optim import Adam, Average, Cosine
 from segment.augment import augment
 from segment.cli import Terminated, progress
 from segment.errors import InputError
@@ -138,6 +138,7 @@ class Trainer:
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
         net.to(device)
         self.optimizer = Adam(net, lr)
+        self.average = Average(net)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
         self.history: list[Row] = []
@@ -213,15 +214,20 @@ class Trainer:
         self.net.backward(dlogits)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
         self.optimizer.step()
+        self.average.update(self.optimizer.steps)
         self.sums.add(loss, len(images), pixels)
 
     def forward(
         self, images: Array, labels: Array, training: bool
     ) -> tuple[Array, Array, Array, Array]:
-        """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5."""
+        """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5.
+
+        The net itself is trained; what is validated is its average.
+        """
         x, labels = normalise(images), labels[..., None]
         truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
-        logits = self.net.forward(x, training=True) if training else self.net.predict(x)
+        net = self.net if training else self.average.net
+        logits = net.forward(x, training=True) if training else net.predict(x)
         loss, dlogits = LOSS(logits, truth, valid=valid)
         return logits, loss, dlogits, _confusion(logits, labels)
 
@@ -259,7 +265,7 @@ class Trainer:
         if self.best_epoch() == self.epoch:
             trained = {**self.info.trained, "epoch": self.epoch, "val_iou": row["val_iou"]}
             info = replace(self.info, threshold=threshold, trained=trained)
-            save_model(self.run.best, self.net, info)
+            save_model(self.run.best, self.average.net, info)
         self.save()
         write_history(self.run.history, self.history)
         curves(self.history, self.run.curves)
@@ -297,6 +303,7 @@ class Trainer:
             self.check_finite(loss)
         self.check_finite(sum(float(p.sum()) for p in self.net.parameters().values()))
         arrays = {f"net.{name}": array for name, array in net_arrays(self.net).items()}
+        arrays |= {f"average.{name}": a for name, a in net_arrays(self.average.net).items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state().items()}
         about = {
             "epoch": self.epoch,
@@ -317,12 +324,20 @@ class Trainer:
             raise InputError(
                 f"{self.run.last}: the run was trained on other data than is given now"
             )
-        net = {name[4:]: array for name, array in arrays.items() if name.startswith("net.")}
-        load_net(self.net, net, self.run.last)
-        state = {n[10:]: a for n, a in arrays.items() if n.startswith("optimizer.")}
-        self.optimizer.load_state(state)
+        load_net(self.net, _under("net.", arrays), self.run.last)
+        load_net(self.average.net, _under("average.", arrays), self.run.last)
+        self.optimizer.load_state(_under("optimizer.", arrays))
         self.epoch, self.step, self.history = about["epoch"], about["step"], about["history"]
         self.sums = Sums(about["loss"], about["tiles"], Confusion(**about["pixels"]))
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _confusion(logits: Array, labels: Array) -> Array:

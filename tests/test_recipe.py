@@ -22,16 +22,17 @@ def store(rng):
 
 def test_pytorch_learns_the_same_from_the_same_batches(store):
     parts = {"train": np.arange(4), "val": np.arange(1), "test": np.arange(1)}
-    nets = [
-        kind(recipe.Recipe(batch_size=2), store, parts, seed=1, tiles=6).learn()
+    ours, theirs = (
+        [net_arrays(net) for net in kind(recipe.Recipe(batch_size=2), store, parts, 1, 6).learn()]
         for kind in (recipe.Student, recipe.TorchStudent)
-    ]
-    ours, theirs = map(net_arrays, nets)
-    start = net_arrays(recipe.UNet(seed=1))
-    moved = ours["head.w"] - start["head.w"]
-    assert np.abs(moved).max() > 1e-5
-    np.testing.assert_allclose(theirs["head.w"] - start["head.w"], moved, rtol=0.02, atol=1e-5)
-    np.testing.assert_allclose(theirs["encoder0.0.mean"], ours["encoder0.0.mean"], rtol=0.01)
+    )
+    start = net_arrays(recipe.UNet(seed=1))["head.w"]
+    for mine, other in zip(ours, theirs, strict=True):  # the net, and its average
+        moved = mine["head.w"] - start
+        assert np.abs(moved).max() > 1e-5
+        np.testing.assert_allclose(other["head.w"] - start, moved, rtol=0.02, atol=1e-5)
+        np.testing.assert_allclose(other["encoder0.0.mean"], mine["encoder0.0.mean"], rtol=0.01)
+    assert (ours[0]["head.w"] != ours[1]["head.w"]).any()
 
 
 def test_zoomed_tiles_take_their_labels_along(rng):
