@@ -1,6 +1,6 @@
 """What raises held-out IoU at equal cost: recipes that differ in one thing, over the same data.
 
-    python -m benchmarks.recipe --data FOLDER... --cache FOLDER [--rows NAME...] [--seeds 0 1 2]
+    python -m benchmarks.recipe --data FOLDER... --cache FOLDER --drawn RUN [--seeds 0 1 2]
 
 Cost is counted in tiles that the net learns from, so that what else the machine does has no say:
 3,200 of them are about 8 minutes on two quiet cores. A row and seed that the report has already
@@ -12,7 +12,7 @@ import json
 import tempfile
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from statistics import mean, stdev
 from typing import Any
 from unittest.mock import patch
@@ -31,7 +31,7 @@ from minicnn.optim import Constant, Cosine
 from segment import trainer
 from segment.augment import augment
 from segment.metrics import BINS, Confusion, calibrate, count_tiles, histogram
-from segment.model import BUNDLED, Model, ModelInfo, load_model, normalise
+from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run import Run
 from segment.scenes import BUILDING, IGNORE, find_scenes
 from segment.splits import make_split
@@ -40,6 +40,7 @@ from segment.trainer import LOSS, Trainer, visits
 from segment.unet import UNet
 
 NAME = "recipe"
+DRAWN = "drawn"  # stands for the model that --drawn names
 TILES = 3200
 SPLIT_SEED = 655  # its test part holds scenes of Austin, all of Chicago, Banepa and Chinese sites
 REGIONS = {
@@ -61,7 +62,7 @@ class Recipe:
     augment: Callable[..., Any] = augment
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
     momentum: float = layers.MOMENTUM
-    drawn_first: bool = False  # starts from the weights that were trained on synthetic scenes
+    init: str | None = None  # start from this model in place of random weights
     library: str = "minicnn"
 
 
@@ -99,7 +100,7 @@ def steady(lr: float, *_: int) -> Constant:
 ROWS = {
     "default": Recipe(),
     "PyTorch, the same": Recipe(library="torch"),
-    "start from the drawn scenes' weights": Recipe(drawn_first=True),
+    "first train on drawn scenes": Recipe(init=DRAWN),
     "every tile equally often": Recipe(visits=uniform),
     "cross-entropy alone": Recipe(loss=bce_with_logits),
     "Jaccard in place of Dice": Recipe(loss=total(bce_with_logits, soft_jaccard)),
@@ -122,8 +123,8 @@ class Student(Trainer):
         tiles: int,
     ) -> None:
         net = UNet(seed=seed)
-        if recipe.drawn_first:
-            net = load_model(BUNDLED).net
+        if recipe.init:
+            net = load_model(recipe.init).net
             net.astype(np.float32)
         super().__init__(
             net,
@@ -200,8 +201,8 @@ def measure(
         stack.enter_context(patch.object(trainer, "Cosine", recipe.schedule))
         stack.enter_context(patch.object(layers, "MOMENTUM", recipe.momentum))
         net, average = kind(recipe, store, parts, seed, tiles).learn()
-    last = score(Model(net, ModelInfo()), store, parts)
-    return {**score(Model(average, ModelInfo()), store, parts), "not averaged": last["mean"]}
+    averaged = score(Model(average, ModelInfo()), store, parts)
+    return {**score(Model(net, ModelInfo()), store, parts), "averaged": averaged["mean"]}
 
 
 def score(model: Model, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -237,6 +238,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(prog="python -m benchmarks.recipe", description=__doc__)
     parser.add_argument("--data", nargs="+", required=True)
     parser.add_argument("--cache", required=True)
+    parser.add_argument("--drawn", help="a model trained on drawn scenes: the run of `make train`")
     parser.add_argument("--pixel-size", type=float, default=0.3)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -247,50 +249,49 @@ def main() -> None:
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     for seed in args.seeds:
         for row in args.rows:
-            data = known(args.tiles)
-            if str(seed) in data["rows"].get(row, {}):
+            data, recipe = known(), ROWS[row]
+            rows = data["budgets"].setdefault(str(args.tiles), {})
+            if str(seed) in rows.get(row, {}) or (recipe.init and not args.drawn):
                 continue
-            result = measure(ROWS[row], store, parts, seed, args.tiles)
-            data["rows"].setdefault(row, {})[str(seed)] = result
+            if recipe.init:
+                recipe = replace(recipe, init=args.drawn)
+            result = measure(recipe, store, parts, seed, args.tiles)
+            rows.setdefault(row, {})[str(seed)] = result
             print(row, seed, {name: round(value, 3) for name, value in result.items()}, flush=True)
             write(NAME, describe(data), data)
 
 
-def known(tiles: int) -> dict[str, Any]:
-    """What the report has of rows that learnt from as many tiles."""
+def known() -> dict[str, Any]:
+    """What the report has already: budget -> row -> seed -> scores."""
     file = FOLDER / f"{NAME}.json"
-    data = json.loads(file.read_text()) if file.exists() else {}
-    if data.get("tiles") != tiles:
-        data = {"machine": machine(), "tiles": tiles, "rows": {}}
-    return data
+    return json.loads(file.read_text()) if file.exists() else {"machine": machine(), "budgets": {}}
 
 
 def describe(data: dict[str, Any]) -> str:
-    rows = []
-    for name in ROWS:
-        seeds = data["rows"].get(name, {}).values()
-        if not seeds:
-            rows.append({"recipe": name, "seeds": 0})
-            continue
-        row: dict[str, Any] = {"recipe": name, "seeds": len(seeds)}
-        for column in ("mean", *REGIONS, "not averaged"):
-            values = [seed[column] for seed in seeds]
-            row[column] = f"{mean(values):.3f}"
-            if len(values) > 1:
-                row[column] += f" ± {stdev(values):.3f}"
-        rows.append(row)
     text = [
         "# What the training's defaults rest on",
-        "Written by `python -m benchmarks.recipe`. Each row learns from "
-        f"{data['tiles']:,} tiles and differs from the first in one thing. Scores are pooled IoU "
-        "of held-out places (scenes never trained on; Chicago is a city never trained on) at the "
-        "threshold calibrated on validation, `mean` that of the three regions; ± is the standard "
-        "deviation over seeds, which draw weights, order and augmentation. `not averaged` is the "
-        "mean of the net itself in place of the running average of its weights. Where `seeds` is 0 "
-        "nothing is measured yet: the same call goes on.",
-        table(rows),
+        "Written by `python -m benchmarks.recipe`. A row differs from the first of its table in "
+        "one thing. Scores are pooled IoU of held-out places (scenes never trained on; Chicago is "
+        "a city never trained on) at the threshold calibrated on validation, `mean` that of the "
+        "three regions; ± is the standard deviation over seeds, which draw weights, order and "
+        "augmentation. `averaged` is the mean of the running average of the weights in place of "
+        "the last ones. Rows with 0 seeds are not measured yet: the same call goes on.",
     ]
+    for tiles, rows in data["budgets"].items():
+        text += [f"## {int(tiles):,} tiles", table([line(name, rows) for name in ROWS])]
     return "\n\n".join(text) + "\n"
+
+
+def line(name: str, rows: dict[str, dict[str, dict[str, float]]]) -> dict[str, Any]:
+    """A row of the table: means over the seeds that there are."""
+    seeds = rows.get(name, {}).values()
+    cells: dict[str, Any] = {"recipe": name, "seeds": len(seeds)}
+    for column in ("mean", *REGIONS, "averaged"):
+        values = [seed[column] for seed in seeds if column in seed]
+        cells[column] = f"{mean(values):.3f}" if values else ""
+        if len(values) > 1:
+            cells[column] += f" ± {stdev(values):.3f}"
+    return cells
 
 
 if __name__ == "__main__":
