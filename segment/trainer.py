@@ -136,9 +136,10 @@ class Trainer:
         self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
-        net.to(device)
-        self.optimizer = Adam(net, lr)
         self.average = Average(net)
+        for each in (net, self.average.net):
+            each.to(device)
+        self.optimizer = Adam(net, lr)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
         self.history: list[Row] = []
