@@ -42,6 +42,7 @@ class Redness:
     """A model whose probability is the pixel's red over 255: any error of place shows."""
 
     net = SimpleNamespace(multiple=16)
+    device = "cpu"
 
     def __init__(self, **info):
         self.info = ModelInfo(**({"pixel_size": 0.3, "threshold": 0.5} | info))
