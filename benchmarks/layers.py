@@ -80,7 +80,7 @@ def main() -> None:
         "Compare our columns with each other. PyTorch's layers add up to far more here than its "
         "whole net takes in [unet.md](unet.md): it suffers from short steps that take turns, so "
         "its column, and the ratio, flatter us.",
-        f"![ratios]({name}.png)",
+        f"![Bars for each layer: the time of minicnn over that of PyTorch]({name}.png)",
         table(rows),
     ]
     data = {"machine": about, "batch": args.batch, "threads": args.threads, "rows": rows}

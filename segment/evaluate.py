@@ -44,10 +44,10 @@ def main(arguments: list[str]) -> None:
     counts = evaluate_tiles(model, store, indices)
     summary = summarise(counts, [store.tiles[i] for i in indices])
     if options.json:
-        about = {"evaluated": what, "threshold": model.info.threshold}
+        about = {"evaluated": what, "threshold": model.info.threshold, "device": model.device}
         print(json.dumps(about | summary, indent=2))
     else:
-        print(f"{what}, threshold {model.info.threshold:.3f}")
+        print(f"{what} on {model.device}, threshold {model.info.threshold:.3f}")
         print(table(summary))
 
 

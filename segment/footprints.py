@@ -34,9 +34,7 @@ def require_vector() -> None:
         try:
             importlib.import_module(name)
         except ImportError:
-            raise InputError(
-                f"footprints need the package {name}: pip install minicnn[vector]"
-            ) from None
+            raise InputError(f"footprints need the package {name}: pip install {name}") from None
 
 
 def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:

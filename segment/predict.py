@@ -232,7 +232,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
             dataset,
             options.overlap,
             options.pixel_size or scene.pixel_size,
-            partial(progress, desc=scene.stem, unit="batch"),
+            partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch"),
         )
         if options.format in ("tif", "probability"):
             limit = threshold if options.format == "tif" else None

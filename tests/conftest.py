@@ -1,6 +1,7 @@
 """What the whole suite shares: array modules, random numbers, and the oracles it may ask."""
 
 import os
+import shutil
 import signal
 import sys
 from importlib import import_module
@@ -90,6 +91,22 @@ def oracle():
 @pytest.fixture(scope="session")
 def torch(oracle):
     return oracle("torch")
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`program("curl")`: a program's path; the test is skipped where it is missing.
+
+    With MINICNN_REQUIRE_ORACLES set, a missing one fails instead (.ci/apt-packages brings them).
+    """
+
+    def find(name):
+        path = shutil.which(name)
+        if not path and os.environ.get("MINICNN_REQUIRE_ORACLES"):
+            pytest.fail(f"{name} is not installed")
+        return path or pytest.skip(f"no {name}")
+
+    return find
 
 
 def _optional(name, required_by):

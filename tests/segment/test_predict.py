@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from segment import blending, predict
 from segment.errors import InputError
 from segment.model import Model, ModelInfo
-from segment.predict import main, predict_scene
+from segment.predict import Band, main, predict_scene
 from segment.scenes import open_raster
 from segment.unet import UNet
 
@@ -42,6 +42,7 @@ class Redness:
     """A model whose probability is the pixel's red over 255: any error of place shows."""
 
     net = SimpleNamespace(multiple=16)
+    device = "cpu"
 
     def __init__(self, **info):
         self.info = ModelInfo(**({"pixel_size": 0.3, "threshold": 0.5} | info))
@@ -96,6 +97,13 @@ def test_mask_has_the_size_and_place_of_the_scene(tmp_path, model, size, crs):
         np.testing.assert_array_equal(after.read(1), np.where(pixels[0] >= 127.5, 255, 0))
         assert (after.dataset_mask() == 255).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.tif", "scene.tif"]
+
+
+def test_at_the_threshold_is_building():
+    probability = np.array([[0.4, 0.5, 0.6, 0.6]], np.float32)
+    valid = np.array([[True, True, True, False]])
+    band = Band(0, np.zeros((1, 4, 3), np.uint8), valid, probability)
+    assert band.mask(0.5).tolist() == [[0, 255, 255, 0]]
 
 
 def test_predict_scene_is_what_the_command_writes(tmp_path, model):
