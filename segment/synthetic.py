@@ -19,7 +19,7 @@ from rasterio.features import rasterize
 from segment import cli
 from segment.errors import InputError
 from segment.scenes import open_raster, write_raster
-from segment.tiles import default_cache
+from segment.storage import default_cache
 
 PIXEL = 0.3  # metres
 MAX_SIZE = 5000  # pixels
