@@ -8,13 +8,14 @@ import json
 import logging
 import math
 import re
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
@@ -38,6 +39,8 @@ from segment.storage import AnyPath, S3Path, gdal_options, local, part, session,
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
 
+T = TypeVar("T")
+
 logging.getLogger("rasterio").addHandler(logging.NullHandler())  # it raises what it logs
 
 _FIRST_BYTES = {
@@ -53,11 +56,13 @@ _STRICT = {
     "GDAL_OVERVIEW_OVERSAMPLING_THRESHOLD": 0,  # no overviews: they may be of any quality
 }
 SIDECARS = (".aux.xml", ".msk")  # what GDAL reads beside a picture: its place, its mask
+_WORLD_FILES = (".tfw", ".jgw", ".pgw", ".wld")
 _PNG_END = b"IEND\xaeB`\x82"
 _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
 _WGS84 = CRS.from_epsg(4326)
 _SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
+_PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 _COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
 
 
@@ -115,7 +120,7 @@ def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
     with _environment(path):
         try:
             with _unplaced_is_fine():
-                dataset = rasterio.open(str(path.absolute()), driver=driver)
+                dataset = _opened(str(path.absolute()), driver)
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture") from error
         with dataset:
@@ -126,7 +131,7 @@ def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
 
 def _environment(path: AnyPath) -> rasterio.Env:
     if isinstance(path, S3Path):
-        return rasterio.Env(AWSSession(session()), **_STRICT, **gdal_options())
+        return rasterio.Env(AWSSession(session()), **_STRICT, **gdal_options(path))
     return rasterio.Env(**_STRICT)
 
 
@@ -142,6 +147,34 @@ def _unplaced_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
+
+
+def _opened(name: str, driver: str) -> DatasetReader:
+    """Open a raster, a remote one again where a connection breaks.
+
+    GDAL asks again by itself only where a server is busy. Closing a file makes it forget what it
+    has read of it, broken as it may be.
+    """
+    for seconds in _PAUSES if name.startswith("s3://") else ():
+        with suppress(RasterioIOError):
+            return rasterio.open(name, driver=driver)
+        time.sleep(seconds)
+    return rasterio.open(name, driver=driver)
+
+
+def _patiently(dataset: DatasetReader, read: Callable[[DatasetReader], T]) -> T:
+    """Read, from a remote raster again where a connection breaks: it must be opened anew then."""
+    try:
+        return read(dataset)
+    except RasterioIOError:
+        if not dataset.name.startswith("s3://"):
+            raise
+    for seconds in _PAUSES:
+        time.sleep(seconds)
+        _opened(dataset.name, dataset.driver).close()
+        with _opened(dataset.name, dataset.driver) as anew, suppress(RasterioIOError):
+            return read(anew)
+    return read(dataset)
 
 
 @contextmanager
@@ -182,8 +215,8 @@ def read_pixels(
         "resampling": Resampling.average if shrinks else Resampling.bilinear,
     }
     with _naming(dataset):
-        values = dataset.read(bands, out_shape=(3, *out), **how)
-        inside = dataset.dataset_mask(out_shape=out, **how) >= 128
+        values = _patiently(dataset, lambda d: d.read(bands, out_shape=(3, *out), **how))
+        inside = _patiently(dataset, lambda d: d.dataset_mask(out_shape=out, **how)) >= 128
     values = np.moveaxis(_to_bytes(values, inside, reading, dataset.name), 0, -1)
     pixels[rows, cols] = np.where(inside[..., None], values, 0)
     valid[rows, cols] = inside
@@ -461,7 +494,7 @@ def find_scenes(
 
 
 def _fetched(pairs: Sequence[Pair], cache: str | Path | None) -> list[Pair]:
-    images = local((pair.image for pair in pairs), cache, SIDECARS)
+    images = local((pair.image for pair in pairs), cache, SIDECARS + _WORLD_FILES)
     labels = local((pair.label for pair in pairs if pair.label), cache)
     return [
         replace(pair, image=image, label=label)

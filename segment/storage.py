@@ -31,15 +31,19 @@ from segment.errors import InputError
 
 ABSENT = "*"  # as the version to be replaced: none; the write is to be the first
 FILES_AT_ONCE = 16
-RETRIES = 8
+RETRIES = 6  # then a busy or silent server is given up, after half a minute at most
 TIMEOUT = 60  # seconds without an answer
 
 
-class Changed(InputError):
+class StorageError(InputError):
+    """A bucket, or what it holds, can't be used."""
+
+
+class Changed(StorageError):
     """A conditional write came too late: another writer was faster."""
 
 
-class Missing(InputError):
+class Missing(StorageError):
     """There is no such object, or no such bucket."""
 
 
@@ -47,10 +51,10 @@ def to_path(name: "str | AnyPath") -> "AnyPath":
     """What a user named: s3://bucket/key, or a path on this machine."""
     if isinstance(name, S3Path):
         return name
-    scheme, _, rest = str(name).partition(":/")
-    if scheme != "s3":
+    scheme, slash, rest = str(name).partition(":/")  # pathlib makes one slash of two
+    if not slash or scheme != "s3":
         return Path(name)
-    bucket, _, key = rest.lstrip("/").partition("/")  # pathlib makes one slash of two
+    bucket, _, key = rest.lstrip("/").partition("/")
     parts = PurePosixPath(key).parts
     if not bucket or ".." in parts:
         raise InputError(f"{name}: expected s3://bucket/key, without ..")
@@ -68,6 +72,7 @@ class S3Path:
     key: str
     etag: str = field(default="", compare=False)  # of the version that was listed
     size: int = field(default=0, compare=False)
+    modified: float = field(default=0, compare=False)  # seconds since 1970
 
     def __str__(self) -> str:
         return f"s3://{self.bucket}/{self.key}"
@@ -137,12 +142,18 @@ class S3Path:
             if fnmatchcase(child.name, first) and not (rest and child.etag):
                 yield from child.glob(rest) if rest else [child]
 
+    def beside(self) -> list["S3Path"]:
+        """The other objects whose names begin with this one's stem and a dot."""
+        found = self._list(f"{self.parent.key}/{self.stem}.".lstrip("/")).get("Contents", [])
+        return [self._file(it) for it in found if it["Key"] != self.key]
+
     def _list(self, prefix: str, **how: Any) -> Any:
         with _in_plain_words(self):
             return _client().list_objects_v2(Bucket=self.bucket, Prefix=prefix, **how)
 
     def _file(self, entry: Any) -> "S3Path":
-        return S3Path(self.bucket, entry["Key"], entry["ETag"], entry["Size"])
+        when = entry["LastModified"].timestamp()
+        return S3Path(self.bucket, entry["Key"], entry["ETag"], entry["Size"], when)
 
     # ------------------------------------------------------------ small objects, whole
 
@@ -209,7 +220,7 @@ class S3Path:
             transfers = _transfers()
             transfers.download(self.bucket, self.key, str(temporary), None, pinned).result()
             if head["Metadata"].get("sha256", digest := _sha256(temporary)) != digest:
-                raise InputError(f"{self}: it arrived damaged, its checksum does not match")
+                raise StorageError(f"{self}: it arrived damaged, its checksum does not match")
         return head["ETag"]
 
 
@@ -250,13 +261,17 @@ def join(folder: "AnyPath", name: str) -> "AnyPath":
 
 
 def part(path: "AnyPath", start: int, count: int) -> bytes:
-    """Some bytes of a file, from `start`, or the last `count` where that is negative."""
+    """`count` bytes of a file from `start`, fewer at its end; its last ones if that is negative."""
     if isinstance(path, S3Path):
         wanted = f"bytes={start}-{start + count - 1}" if start >= 0 else f"bytes=-{count}"
+        client, where = _client(), {"Bucket": path.bucket, "Key": path.key}
         with _in_plain_words(path):
-            return (
-                _client().get_object(Bucket=path.bucket, Key=path.key, Range=wanted)["Body"].read()
-            )
+            try:
+                return client.get_object(**where, Range=wanted)["Body"].read()
+            except client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] != "InvalidRange":  # of an empty file
+                    raise
+                return b""
     with path.open("rb") as file:
         file.seek(start if start >= 0 else max(0, path.stat().st_size - count))
         return file.read(count)
@@ -282,7 +297,7 @@ def local(
 ) -> list[Path]:
     """The files on this machine: fetched into the cache, unless their version is there already.
 
-    With the endings `beside`, files of that name (picture.tif + .aux.xml) come along.
+    Files of the endings `beside` come along: picture.tif.msk and picture.msk with picture.tif.
     InputError names the first one that is missing.
     """
     paths = list(paths)
@@ -294,7 +309,7 @@ def local(
     for path in remote:
         if path not in there or not there[path].etag:
             raise Missing(f"{path}: no such file")
-        names = (path.with_name(path.name + ending) for ending in beside)
+        names = (path.with_name(n + ending) for n in (path.name, path.stem) for ending in beside)
         wanted |= dict.fromkeys(name for name in names if name in there)
     root = (Path(cache) if cache else default_cache()) / "s3"
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
@@ -305,6 +320,8 @@ def local(
 def _kept(path: S3Path, root: Path) -> Path:
     """The cached copy of a listed object; its note says which version it is, and of which file."""
     file = root / path.bucket / path.key
+    if not file.resolve().is_relative_to(root.resolve()):
+        raise InputError(f"{path}: no file of this name can be kept here")
     note = file.with_name(f".{file.name}.version")
     try:
         if json.loads(note.read_bytes()) == [path.etag, *_stamp(file)]:
@@ -346,7 +363,8 @@ def _connection(process: int) -> tuple[Any, Any, Any]:
     from boto3.s3.transfer import TransferConfig, create_transfer_manager
     from botocore.config import Config
 
-    opened = boto3.Session()
+    # boto3 knows AWS_DEFAULT_REGION only; everything else of AWS sets and reads AWS_REGION.
+    opened = boto3.Session(region_name=os.environ.get("AWS_REGION"))
     config = Config(
         retries={"mode": "standard", "max_attempts": RETRIES},
         connect_timeout=10,
@@ -364,11 +382,15 @@ def session() -> Any:
 
 def _require_boto3() -> None:
     if find_spec("boto3") is None:
-        raise InputError("s3:// needs boto3: pip install 'minicnn[aws]'")
+        raise StorageError("s3:// needs boto3: pip install 'minicnn[aws]'")
 
 
-def gdal_options() -> dict[str, Any]:
-    """What makes GDAL read s3:// as boto3 would; the credentials are in `session`."""
+def gdal_options(path: S3Path) -> dict[str, Any]:
+    """What makes GDAL read s3:// as boto3 would; the credentials are in `session`.
+
+    Whether there are files beside the path is asked here: GDAL would list the whole folder, or
+    take a connection that broke for a no.
+    """
     client = _client()
     endpoint = urlsplit(client.meta.endpoint_url)
     style = (client.meta.config.s3 or {}).get("addressing_style")
@@ -380,7 +402,7 @@ def gdal_options() -> dict[str, Any]:
         "GDAL_HTTP_RETRY_DELAY": 0.5,
         "GDAL_HTTP_CONNECTTIMEOUT": 10,
         "GDAL_HTTP_TIMEOUT": TIMEOUT,
-        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE",  # a folder may hold a million scenes
+        "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if path.beside() else "EMPTY_DIR",
         "CPL_VSIL_CURL_NON_CACHED": "/vsis3/",  # a scene that was replaced is read anew
     }
     if style != "virtual" and not (endpoint.hostname or "").endswith("amazonaws.com"):
@@ -402,11 +424,11 @@ _SENTENCES = {
     "InvalidToken": "the server refuses the session token",
     "SignatureDoesNotMatch": "the secret key doesn't belong to the access key",
     "RequestTimeTooSkewed": "this machine's clock is wrong",
-    "PermanentRedirect": "the bucket is in another region: set AWS_REGION",
-    "301": "the bucket is in another region: set AWS_REGION",
     "AuthorizationHeaderMalformed": "the bucket is in another region: set AWS_REGION",
     "SlowDown": "the server is overloaded, after all retries",
+    "ServiceUnavailable": "the server is overloaded, after all retries",
     "503": "the server is overloaded, after all retries",
+    "400": "the request is refused: the credentials may have expired",  # the answer to a HEAD
     "InvalidBucketName": "that is no bucket's name",
 }
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404"}
@@ -432,17 +454,17 @@ def _in_plain_words(path: S3Path) -> Iterator[None]:
         if code in _MISSING:
             raise Missing(f"{path}: {_SENTENCES.get(code, 'no such file')}") from error
         sentence = _SENTENCES.get(code, f"the server answers {code} ({message})")
-        raise InputError(f"{path}: {sentence}") from error
+        raise StorageError(f"{path}: {sentence}") from error
     except (boto.NoCredentialsError, boto.PartialCredentialsError) as error:
-        raise InputError(f"{path}: there are no AWS credentials, or not all of them") from error
+        raise StorageError(f"{path}: there are no AWS credentials, or not all of them") from error
     except (boto.ConnectionError, boto.HTTPClientError) as error:
         endpoint = _client().meta.endpoint_url
-        raise InputError(f"{path}: no answer from {endpoint}: is there a network?") from error
+        raise StorageError(f"{path}: no answer from {endpoint}: is there a network?") from error
     except RetriesExceededError as error:
-        raise InputError(f"{path}: no whole answer ({error.last_exception})") from error
+        raise StorageError(f"{path}: no whole answer ({error.last_exception})") from error
     except (boto.BotoCoreError, Boto3Error, ValueError) as error:
-        raise InputError(f"{path}: {error}") from error
+        raise StorageError(f"{path}: {error}") from error
     except OSError as error:
         if error.errno in (None, errno.ECONNRESET, errno.EPIPE):
-            raise InputError(f"{path}: the connection broke ({error})") from error
+            raise StorageError(f"{path}: the connection broke ({error})") from error
         raise
