@@ -71,6 +71,7 @@ def test_items_live_in_the_bucket(host, prefix, model, tmp_path):
         assert not prefix.exists() or not list((prefix / "scenes").iterdir())
 
 
+@pytest.mark.slow
 def test_two_hosts_put_one_id(host, prefix):
     """Both get a valid answer, one was first, one version is left, whole, and nothing beside."""
     with host("a") as a, host("b") as b, ThreadPoolExecutor(2) as pool:
@@ -154,12 +155,14 @@ def test_scenes_that_no_item_names_are_swept(prefix, tmp_path, monkeypatch):
     assert [path.name for path in (prefix / "scenes").iterdir()] == ["a~1"]
 
 
+@pytest.mark.slow
 def test_the_store_has_a_limit(host):
     with host("a", STORE_MB=0.05) as server:
         assert server.put("/items/a", scene()).ok
         assert "full" in problem(server.put("/items/b", scene(200, 200)), 507)
 
 
+@pytest.mark.slow
 def test_the_model_may_be_in_the_bucket(host, bucket, model_file):
     (bucket / "runs/mine/best.safetensors").upload(model_file)
     with host("a", MODEL=bucket / "runs/mine") as server:

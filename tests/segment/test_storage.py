@@ -99,6 +99,7 @@ def test_a_folder_holds_what_a_folder_holds(bucket, tmp_path):
         assert child.is_dir() == (tree / child.name).is_dir() == (not child.is_file())
 
 
+@pytest.mark.slow
 def test_more_than_a_page_is_listed(bucket):
     names = [f"{n:04}" for n in range(1003)]
     with ThreadPoolExecutor(16) as pool:
