@@ -122,7 +122,7 @@ def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
             with _unplaced_is_fine():
                 dataset = _opened(str(path.absolute()), driver)
         except RasterioIOError as error:
-            raise InputError(f"{path} is cut off or no {driver} picture") from error
+            raise InputError(f"{path} is cut off or no {driver} picture{_or(path)}") from error
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
@@ -182,7 +182,14 @@ def _naming(dataset: DatasetReader) -> Iterator[None]:
     try:
         yield
     except RasterioIOError as error:
-        raise InputError(f"{dataset.name} is cut off or damaged: it can't be read whole") from error
+        name = dataset.name
+        broken = f"{name} is cut off or damaged{_or(to_path(name))}: it can't be read whole"
+        raise InputError(broken) from error
+
+
+def _or(path: AnyPath) -> str:
+    """What else may be at fault: GDAL doesn't tell."""
+    return ", or the connection breaks" if isinstance(path, S3Path) else ""
 
 
 def read_pixels(

@@ -17,7 +17,7 @@ import sys
 import tempfile
 from collections.abc import Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
@@ -180,10 +180,11 @@ class S3Path:
                 answer = _client().put_object(Bucket=self.bucket, Key=self.key, **what, **condition)
                 return answer["ETag"]
         except Changed:
-            there = self._head()
-            if there["Metadata"] != about:
-                raise
-            return there["ETag"]
+            with suppress(Missing):
+                there = self._head()
+                if there["Metadata"] == about:
+                    return there["ETag"]
+            raise
         except Missing as error:
             if replaces in (None, ABSENT):
                 raise

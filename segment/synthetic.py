@@ -6,6 +6,7 @@ adds blur, haze, a colour cast and noise. The label is the footprint of the roof
 """
 
 import math
+import tempfile
 import zlib
 from collections.abc import Callable, Iterator, Sequence
 from itertools import pairwise
@@ -19,7 +20,7 @@ from rasterio.features import rasterize
 from segment import cli
 from segment.errors import InputError
 from segment.scenes import open_raster, write_raster
-from segment.storage import default_cache
+from segment.storage import S3Path, default_cache, to_path
 
 PIXEL = 0.3  # metres
 MAX_SIZE = 5000  # pixels
@@ -748,7 +749,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cities", type=int, default=len(CITIES), choices=counts, help="of them")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other scenes")
     args = parser.parse_args(argv)
-    paths = write_scenes(args.out, CITIES[: args.cities], args.scenes, args.size, args.seed)
+    out = to_path(args.out)
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as temporary:
+        folder = out if isinstance(out, Path) else Path(temporary)
+        paths = write_scenes(folder, CITIES[: args.cities], args.scenes, args.size, args.seed)
+        if isinstance(out, S3Path):
+            for file in sorted(folder.rglob("*.tif")):
+                (out / str(file.relative_to(folder))).upload(file)
     print(f"{len(paths)} scenes of {args.size} px in {args.out}")
 
 

@@ -11,7 +11,7 @@ import pytest
 from buckets import refusal
 
 from minicnn.checkpoint import load
-from segment import storage
+from segment import storage, synthetic
 from segment.model import ModelInfo, load_model, save_model
 from segment.predict import predict_scene
 from segment.storage import to_path
@@ -131,6 +131,12 @@ def test_a_bucket_that_may_not_be_written_ends_the_training_before_it_begins(the
     process = train(there, bucket / "run")
     _, err = finish(process, 2)
     assert err.count("\n") == 1 and "access is denied to these credentials" in err
+
+
+def test_scenes_are_drawn_into_a_bucket(bucket, scenes):
+    synthetic.main(["--out", f"{bucket}drawn", "--scenes", "1", "--cities", "1", "--size", "256"])
+    for name in ("images/ashford1.tif", "gt/ashford1.tif"):
+        assert (bucket / "drawn" / name).read_bytes() == (scenes / name).read_bytes()
 
 
 @pytest.fixture
