@@ -30,6 +30,7 @@ from segment.scenes import (
     working_shape,
     write_raster,
 )
+from segment.storage import AnyPath, to_path, writing
 
 OVERLAP = 64  # pixels
 ENDINGS = {
@@ -103,7 +104,7 @@ def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tupl
 
 def predict_scene(
     model: Model,
-    path: str | Path,
+    path: str | AnyPath,
     threshold: float | None = None,
     overlap: int = OVERLAP,
     pixel_size: float | None = None,
@@ -136,8 +137,8 @@ def main(arguments: list[str]) -> None:
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
     model = load_model(options.model).to(choose_device(options.device))
     for scene, path in jobs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _predict_to_file(model, scene, path, options)
+        with writing(path) as file:
+            _predict_to_file(model, scene, file, options)
         print(path)
 
 
@@ -199,10 +200,10 @@ def _format_of(out: str) -> str:
     return next((name for name, endings in ENDINGS.items() if ending in endings), "tif")
 
 
-def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
+def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
     """The file that each scene gives; InputError where two are one, or one can't or mustn't be."""
-    path = Path(out)
-    if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
+    path = to_path(out)
+    if out.endswith(("/", os.sep)) or not path.suffix or path.is_dir():
         paths = [path / f"{scene.image.stem}{ENDINGS[form][0]}" for scene in found]
     elif len(found) > 1:
         raise InputError(f"--out {out}: a folder was expected for {len(found)} scenes")
@@ -213,7 +214,8 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
     taken = Counter(paths)
     inputs = {scene.image.resolve() for scene in found}
     for scene, target in zip(found, paths, strict=True):
-        check_folder(target.parent)
+        if isinstance(target, Path):
+            check_folder(target.parent)
         if taken[target] > 1:
             raise InputError(f"{scene.image}: another scene is to give {target}, too")
         if target.resolve() in inputs:
@@ -226,7 +228,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
     with open_raster(scene.image) as dataset:
         if options.format in ("geojson", "gpkg"):  # before the work, not after it
             footprints.require_vector()
-            footprints.require_place(dataset.crs, dataset.transform, scene.image)
+            footprints.require_place(dataset.crs, dataset.transform, str(scene.image))
         bands = scene_bands(
             model,
             dataset,

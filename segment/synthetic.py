@@ -6,6 +6,7 @@ one sun shades and lets cast shadows; a camera adds blur, haze, a colour cast an
 """
 
 import math
+import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -17,7 +18,7 @@ from segment import cli
 from segment.drawing import PIXEL, Drawing, Window, build
 from segment.errors import InputError
 from segment.scenes import open_raster, write_raster
-from segment.tiles import default_cache
+from segment.storage import S3Path, default_cache, to_path
 from segment.town import CITIES, STYLES
 
 MAX_SIZE = 5000  # pixels
@@ -187,7 +188,13 @@ def main(argv: list[str] | None = None) -> None:
     parser.add_argument("--cities", type=int, default=len(CITIES), choices=counts, help="of them")
     parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other scenes")
     args = parser.parse_args(argv)
-    paths = write_scenes(args.out, CITIES[: args.cities], args.scenes, args.size, args.seed)
+    out = to_path(args.out)
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as temporary:
+        folder = out if isinstance(out, Path) else Path(temporary)
+        paths = write_scenes(folder, CITIES[: args.cities], args.scenes, args.size, args.seed)
+        if isinstance(out, S3Path):
+            for file in sorted(folder.rglob("*.tif")):
+                (out / str(file.relative_to(folder))).upload(file)
     print(f"{len(paths)} scenes of {args.size} px in {args.out}")
 
 

@@ -29,6 +29,7 @@ from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run, read_json, write_json
 from segment.scenes import BUILDING, Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
+from segment.storage import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 from segment.trainer import Trainer
@@ -66,9 +67,10 @@ def main(arguments: list[str]) -> None:
         options.batch_size = None if options.resume else _auto_batch(device, free)
     folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
     check_folder(folder.folder)
+    folder.fetch()
     settings, resumes = _settle(options, folder)
     if folder.metrics.exists():
-        print(f"{folder.folder} is finished")
+        print(f"{folder.home} is finished")
         return _report(folder)
     store = _tiles(settings, options.cache)
     split = make_split(store.tiles, settings.split, settings.seed)
@@ -80,6 +82,7 @@ def main(arguments: list[str]) -> None:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, asdict(settings))
         split.save(folder.split)
+        folder.mirror()
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
     try:
@@ -149,21 +152,21 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     given = _given(options)
     if not folder.config.exists():
         if options.resume:
-            print(f"{folder.folder} holds no run yet: starting afresh")
+            print(f"{folder.home} holds no run yet: starting afresh")
         return Settings(**given), False
     if not options.resume:
         raise InputError(
-            f"{folder.folder} holds a run already: continue it with --resume, or name another --out"
+            f"{folder.home} holds a run already: continue it with --resume, or name another --out"
         )
     settings = _load(folder.config)
     for name, value in given.items():
         if getattr(settings, name) != value:
             raise InputError(
-                f"{folder.config}: the run has {name} {getattr(settings, name)}, and --resume "
+                f"{folder.home}: the run has {name} {getattr(settings, name)}, and --resume "
                 f"can't change it to {value}"
             )
     if not folder.last.exists():
-        print(f"{folder.folder} holds no checkpoint yet: starting afresh")
+        print(f"{folder.home} holds no checkpoint yet: starting afresh")
     return settings, folder.last.exists()
 
 
@@ -172,9 +175,9 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     given = {f.name: getattr(options, f.name) for f in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     if "data" in given:
-        given["data"] = tuple(str(Path(path).resolve()) for path in given["data"])
+        given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])
     if "init" in given:
-        given["init"] = str(Path(given["init"]).resolve())
+        given["init"] = str(to_path(given["init"]).resolve())
     return {name: _frozen(value) for name, value in given.items()}
 
 
@@ -195,14 +198,14 @@ def _frozen(value: Any) -> Any:
 
 def _tiles(settings: Settings, cache: str | None) -> TileStore:
     paths = settings.data or default_scenes(cache)
-    return open_store(find_scenes(paths), settings.reading, settings.pixel_size, cache)
+    return open_store(find_scenes(paths, cache=cache), settings.reading, settings.pixel_size, cache)
 
 
 def _trainer(
     settings: Settings, store: TileStore, parts: dict[str, np.ndarray], folder: Run, device: str
 ) -> Trainer:
     trained = {
-        "data": [Path(p).name for p in settings.data] or ["synthetic scenes"],
+        "data": [to_path(p).name for p in settings.data] or ["synthetic scenes"],
         "split": settings.split,
         "seed": settings.seed,
     }
@@ -242,6 +245,7 @@ def _test(
     summary = summarise(counts, [store.tiles[i] for i in tiles])
     document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
     write_json(folder.metrics, document)  # last: it marks the run as finished
+    folder.mirror()
 
 
 def _draw_examples(
@@ -263,7 +267,12 @@ def _draw_examples(
 
 def _report(folder: Run) -> None:
     print(table(read_json(folder.metrics)["test"]))
-    print(f"model: {folder.best}\ncurves: {folder.curves}\noverlay: {folder.overlay}")
+    for name, file in {
+        "model": folder.best,
+        "curves": folder.curves,
+        "overlay": folder.overlay,
+    }.items():
+        print(f"{name}: {folder.home / file.name}")
 
 
 if __name__ == "__main__":

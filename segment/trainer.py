@@ -163,6 +163,7 @@ class Trainer:
                     self.interrupted(stop.signal)
                 if time.monotonic() - self.saved_at > SAVE_SECONDS:
                     self.save()
+                    self.run.mirror(patient=True)
             self.read(bar)
 
     def read(self, bar: Any) -> None:
@@ -212,7 +213,7 @@ class Trainer:
         if not np.isfinite(value):
             raise InputError(
                 f"the training diverged to {value} in epoch {self.epoch + 1}, batch "
-                f"{self.step + 1}; {self.run.folder} keeps what was saved before, and a smaller "
+                f"{self.step + 1}; {self.run.home} keeps what was saved before, and a smaller "
                 "--lr may help"
             )
 
@@ -245,6 +246,7 @@ class Trainer:
         self.save()
         write_history(self.run.history, self.history)
         curves(self.history, self.run.curves)
+        self.run.mirror(patient=True)
 
     def describe(self, row: Row) -> str:
         mark = " *" if self.best_epoch() == self.epoch else ""
@@ -267,7 +269,8 @@ class Trainer:
     def interrupted(self, number: int) -> None:
         """Save and leave, saying how to go on."""
         self.save()
-        folder = shlex.quote(str(self.run.folder))
+        self.run.mirror()
+        folder = shlex.quote(str(self.run.home))
         how = f"saved; go on with: python -m segment.train --out {folder} --resume"
         raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
 
