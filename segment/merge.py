@@ -2,6 +2,7 @@
 
 import argparse
 import logging
+import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
@@ -9,10 +10,11 @@ from segment.cli import parser, progress, run, within
 from segment.errors import InputError
 from segment.footprints import Footprints, placed, require_place, require_vector
 from segment.geoparquet import write_geoparquet
-from segment.mosaic import Mosaic, mosaics, rows_of_blocks, write_vrt
+from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
 from segment.scenes import CRS, Window, write_cog
 from segment.seams import seamless
-from segment.shards import Piece, Plan, missing, read_plan
+from segment.shards import MASKS, Piece, Plan, missing, read_plan
+from segment.storage import AnyPath, local, to_path, writing
 
 NAMED = 5  # missing masks in an error
 
@@ -21,7 +23,7 @@ log = logging.getLogger(__name__)
 
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
-    out = Path(options.out)
+    out = to_path(options.out)
     plan = read_plan(out)
     left = missing(out, plan)
     if options.status:
@@ -76,36 +78,42 @@ def _complaint(plan: Plan, left: dict[int, list[Piece]]) -> str:
     return f"{count} of {len(plan.pieces)} masks are missing: run again {shown}"
 
 
-def merge(out: Path, plan: Plan, options: argparse.Namespace) -> None:
+def merge(out: AnyPath, plan: Plan, options: argparse.Namespace) -> None:
     """Write the virtual raster of every grid, its COG if asked for, and the outlines of all."""
     found = mosaics(plan)
     if len(found) > 1:
         about = "the scenes lie on %d grids (CRS, pixel size, alignment): each is a mosaic of its "
         log.warning(about + "own, and a building on two of them is outlined on both", len(found))
-    for number, mosaic in enumerate(found, start=1):
-        name = f"mosaic-{number}" if len(found) > 1 else "mosaic"
-        write_vrt(mosaic, out / f"{name}.vrt")
-        print(out / f"{name}.vrt")
-        if options.cog:
-            _write_cog(mosaic, out, out / f"{name}.tif")
-            print(out / f"{name}.tif")
-    outlined = (batch for mosaic in found for batch in _outlined(mosaic, out, options))
-    count = write_geoparquet(outlined, out / "footprints.parquet")
-    print(f"{out / 'footprints.parquet'}: {count} buildings")
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as cache:
+        files = local((out / MASKS / piece.name for piece in plan.pieces), cache)
+        masks = {piece.name: file for piece, file in zip(plan.pieces, files, strict=True)}
+        for number, mosaic in enumerate(found, start=1):
+            name = f"mosaic-{number}" if len(found) > 1 else "mosaic"
+            with writing(out / f"{name}.vrt") as file:
+                write_vrt(mosaic, file)
+            print(out / f"{name}.vrt")
+            if options.cog:
+                with writing(out / f"{name}.tif") as file:
+                    _write_cog(mosaic, masks, file)
+                print(out / f"{name}.tif")
+        with writing(out / "footprints.parquet") as file:
+            outlined = (batch for mosaic in found for batch in _outlined(mosaic, masks, options))
+            count = write_geoparquet(outlined, file)
+        print(f"{out / 'footprints.parquet'}: {count} buildings")
 
 
-def _write_cog(mosaic: Mosaic, out: Path, path: Path) -> None:
+def _write_cog(mosaic: Mosaic, masks: Masks, path: Path) -> None:
     size = {"height": mosaic.height, "width": mosaic.width, "count": 1, "dtype": "uint8"}
     profile = size | {"crs": mosaic.crs, "transform": mosaic.transform}
     with write_cog(path, profile) as dataset:
-        for row in rows_of_blocks(mosaic, out):
+        for row in rows_of_blocks(mosaic, masks):
             for block in row:
                 window = Window(block.col, block.row, *reversed(block.mask.shape))
                 dataset.write(block.mask, 1, window=window)
                 dataset.write_mask(block.valid, window=window)
 
 
-def _outlined(mosaic: Mosaic, out: Path, options: argparse.Namespace) -> Iterator[Footprints]:
+def _outlined(mosaic: Mosaic, masks: Masks, options: argparse.Namespace) -> Iterator[Footprints]:
     crs = CRS.from_wkt(mosaic.crs) if mosaic.crs else None
     try:
         require_place(crs, mosaic.transform, mosaic.tiles[0].name)
@@ -114,7 +122,7 @@ def _outlined(mosaic: Mosaic, out: Path, options: argparse.Namespace) -> Iterato
         return
     rows = (
         ((block.row, block.col, block.mask) for block in row)
-        for row in progress(list(rows_of_blocks(mosaic, out)), desc="outlines", unit="row")
+        for row in progress(list(rows_of_blocks(mosaic, masks)), desc="outlines", unit="row")
     )
     shape = mosaic.height, mosaic.width
     for pixels in seamless(rows):

@@ -18,6 +18,8 @@ from segment.shards import MASKS, TAG, Piece, Plan, Source
 
 BLOCK = 4096  # pixels along the side of what is held at once
 
+Masks = dict[str, Path]  # the file of each tile, on this machine
+
 
 @dataclass(frozen=True)
 class Tile:
@@ -105,7 +107,7 @@ class Block:
     valid: NDArray[np.bool_]
 
 
-def rows_of_blocks(mosaic: Mosaic, out: Path) -> Iterator[Iterator[Block]]:
+def rows_of_blocks(mosaic: Mosaic, masks: Masks) -> Iterator[Iterator[Block]]:
     """The mosaic's blocks, row by row from the top; blocks in which no tile lies are left out."""
     tiles: dict[int, dict[int, list[Tile]]] = defaultdict(lambda: defaultdict(list))
     for tile in mosaic.tiles:
@@ -113,21 +115,21 @@ def rows_of_blocks(mosaic: Mosaic, out: Path) -> Iterator[Iterator[Block]]:
             for j in range(tile.col // BLOCK, -(-(tile.col + tile.width) // BLOCK)):
                 tiles[i][j].append(tile)
     for i in sorted(tiles):
-        yield _row(mosaic, out, i, tiles[i])
+        yield _row(mosaic, masks, i, tiles[i])
 
 
-def _row(mosaic: Mosaic, out: Path, i: int, tiles: dict[int, list[Tile]]) -> Iterator[Block]:
+def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Tile]]) -> Iterator[Block]:
     for j in sorted(tiles):
-        yield _block(mosaic, out, i * BLOCK, j * BLOCK, tiles[j])
+        yield _block(mosaic, masks, i * BLOCK, j * BLOCK, tiles[j])
 
 
-def _block(mosaic: Mosaic, out: Path, row: int, col: int, tiles: list[Tile]) -> Block:
+def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Tile]) -> Block:
     shape = min(BLOCK, mosaic.height - row), min(BLOCK, mosaic.width - col)
     mask, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for tile in tiles:
         rows, own_rows = _shared(row, shape[0], tile.row, tile.height)
         cols, own_cols = _shared(col, shape[1], tile.col, tile.width)
-        with open_raster(out / MASKS / tile.name) as dataset:
+        with open_raster(masks[tile.name]) as dataset:
             size = dataset.height, dataset.width
             if dataset.tags().get(TAG) != mosaic.digest or size != (tile.height, tile.width):
                 raise InputError(f"{dataset.name} is no mask of this plan: run its shard again")

@@ -302,10 +302,11 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
 
 def _predict_shard(options: argparse.Namespace) -> None:
     """Write the masks of a shard that aren't there, or without a shard the plan of all."""
-    out = Path(options.out)
+    out = to_path(options.out)
     if (options.format or "tif") != "tif" or out.suffix:
         raise InputError(f"--out {out}: a folder for masks was expected of --shards")
-    check_folder(out)
+    if isinstance(out, Path):
+        check_folder(out)
     model = load_model(options.model)
     plan = _plan(options, out, model)
     index = shards.own_index() if options.shard is None else options.shard
@@ -313,14 +314,15 @@ def _predict_shard(options: argparse.Namespace) -> None:
         print(f"{out / shards.MANIFEST}: {len(plan.pieces)} masks in {plan.shards} shards")
         return
     model = model.to(choose_device(options.device))
-    (out / shards.MASKS).mkdir(exist_ok=True)
     for piece in plan.of(index):
-        if not shards.is_done(out, plan, piece):
-            _predict_piece(model, plan, piece, out / shards.MASKS / piece.name)
-        print(out / shards.MASKS / piece.name)
+        path = out / shards.MASKS / piece.name
+        if not shards.is_done(path, plan, piece):
+            with writing(path) as file:
+                _predict_piece(model, plan, piece, file)
+        print(path)
 
 
-def _plan(options: argparse.Namespace, out: Path, model: Model) -> shards.Plan:
+def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Plan:
     """The plan in the folder, if it is of this request; made where there is none."""
     threshold = model.info.threshold if options.threshold is None else options.threshold
     request = {

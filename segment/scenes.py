@@ -340,7 +340,7 @@ def write_cog(
                 raise InputError(f"{path} could not be written: is the disk full?") from error
 
 
-def is_whole(path: str | Path, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:
+def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:
     """Whether a raster of this shape, with these tags, is there and can be read to its end."""
     try:
         with open_raster(path) as dataset:

@@ -13,7 +13,6 @@ from collections.abc import Iterator, Sequence
 from dataclasses import asdict, dataclass
 from functools import cached_property
 from itertools import pairwise
-from pathlib import Path
 from typing import Any
 
 from affine import Affine
@@ -22,6 +21,7 @@ from segment.blending import Box, block_edges
 from segment.errors import InputError
 from segment.run import read_json, write_json
 from segment.scenes import Scene, is_whole, open_raster
+from segment.storage import AnyPath, local, writing
 
 MANIFEST, MASKS = "manifest.json", "masks"
 TAG = "MINICNN_PLAN"  # of a mask: the digest of the plan that it belongs to
@@ -144,17 +144,17 @@ def _pieces(
 # ---------------------------------------------------------------- in the output folder
 
 
-def write_plan(out: Path, plan: Plan) -> None:
-    out.mkdir(parents=True, exist_ok=True)
-    write_json(out / MANIFEST, plan.document())
+def write_plan(out: AnyPath, plan: Plan) -> None:
+    with writing(out / MANIFEST) as file:
+        write_json(file, plan.document())
 
 
-def read_plan(out: Path) -> Plan:
+def read_plan(out: AnyPath) -> Plan:
     """The plan in an output folder; InputError where there is none."""
     path = out / MANIFEST
     if not path.is_file():
         raise InputError(f"{path}: no such file; `segment.predict --shards N --out {out}` makes it")
-    found = read_json(path)
+    found = read_json(local([path])[0])
     try:
         scenes = tuple(
             Source(**scene | {"crs": None if scene["crs"] is None else found["crs"][scene["crs"]]})
@@ -165,7 +165,7 @@ def read_plan(out: Path) -> Plan:
         raise InputError(f"{path}: expected the plan of a sharded prediction") from error
 
 
-def check_request(out: Path, plan: Plan, request: dict[str, Any]) -> None:
+def check_request(out: AnyPath, plan: Plan, request: dict[str, Any]) -> None:
     """InputError where the plan in `out` is of another request: its masks are not to be mixed."""
     for key, wanted in request.items():
         if (found := plan.request.get(key)) != wanted:
@@ -175,10 +175,9 @@ def check_request(out: Path, plan: Plan, request: dict[str, Any]) -> None:
             )
 
 
-def is_done(out: Path, plan: Plan, piece: Piece) -> bool:
+def is_done(path: AnyPath, plan: Plan, piece: Piece) -> bool:
     """Whether a piece's mask is there, of this plan, and can be read to its end."""
-    path = out / MASKS / piece.name
-    return path.is_file() and is_whole(path, (piece.height, piece.width), {TAG: plan.digest})
+    return is_whole(path, (piece.height, piece.width), {TAG: plan.digest})
 
 
 def own_index() -> int | None:
@@ -187,7 +186,7 @@ def own_index() -> int | None:
     return next((int(index) for index in told if index), None)
 
 
-def missing(out: Path, plan: Plan) -> dict[int, list[Piece]]:
+def missing(out: AnyPath, plan: Plan) -> dict[int, list[Piece]]:
     """Of each shard that isn't done, the pieces to write: told by one listing of the folder."""
     folder = out / MASKS
     there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
