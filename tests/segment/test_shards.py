@@ -142,9 +142,11 @@ def test_what_is_there_is_not_done_again_and_what_is_damaged_is(tmp_path, model,
     assert {path: path.stat().st_mtime_ns for path in stamps} == stamps
 
     del model.predict
-    cut, foreign, *_, other = sorted(stamps)
+    predict_shards([scene], tmp_path / "other", 4, range(4), "--threshold", "0.9")
+    cut, foreign, *_ = sorted(stamps)
     cut.write_bytes(cut.read_bytes()[:-200])
-    foreign.write_bytes(other.read_bytes())
+    foreign.write_bytes((tmp_path / "other/masks" / foreign.name).read_bytes())
+    assert files(out) != whole
     predict_shards([scene], out, 4, range(4))
     assert files(out) == whole
 
