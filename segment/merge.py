@@ -16,7 +16,7 @@ from segment.seams import seamless
 from segment.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.storage import AnyPath, local, to_path, writing
 
-NAMED = 5  # missing masks in an error
+NAMED = 5  # shards in an error, and masks of a shard
 
 log = logging.getLogger(__name__)
 
@@ -70,12 +70,16 @@ def _print_status(plan: Plan, left: dict[int, list[Piece]]) -> None:
 
 def _complaint(plan: Plan, left: dict[int, list[Piece]]) -> str:
     count = sum(map(len, left.values()))
-    shown = "; ".join(
-        f"shard {shard} ({', '.join(piece.name for piece in pieces[:NAMED])}"
-        f"{', ...' if len(pieces) > NAMED else ''})"
+    named = [
+        f"shard {shard} ({_shortened([piece.name for piece in pieces], ', ')})"
         for shard, pieces in left.items()
-    )
-    return f"{count} of {len(plan.pieces)} masks are missing: run again {shown}"
+    ]
+    return f"{count} of {len(plan.pieces)} masks are missing: run again {_shortened(named, '; ')}"
+
+
+def _shortened(names: list[str], separator: str) -> str:
+    more = len(names) - NAMED
+    return separator.join([*names[:NAMED], *([f"and {more} more"] if more > 0 else [])])
 
 
 def merge(out: AnyPath, plan: Plan, options: argparse.Namespace) -> None:

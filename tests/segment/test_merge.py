@@ -244,6 +244,13 @@ def test_missing_masks_are_named_with_their_shards(tmp_path, model, capsys):
     assert capsys.readouterr().out == "4 of 4 masks are done\n"
 
 
+def test_many_missing_masks_are_still_one_line(tmp_path, model):
+    scene = write(tmp_path / "town1.tif", photograph(600, 600))
+    predict.main([str(scene), "--out", str(tmp_path / "out"), "--shards", "8"])
+    with pytest.raises(InputError, match=r"^9 of 9 masks .* shard 4 \(\S+\); and 3 more$"):
+        merge.main([str(tmp_path / "out")])
+
+
 def test_a_mask_of_another_plan_is_refused(tmp_path, model):
     scene = write(tmp_path / "town1.tif", photograph(300, 300))
     predict_shards([scene], tmp_path / "out", 1, [0])
