@@ -29,7 +29,7 @@ def joined(mask, size, without=()):
     return np.concatenate(list(seamless(blocks(mask, size, without))))
 
 
-@settings(max_examples=100)
+@settings(max_examples=60)
 @given(
     *[st.integers(1, 40)] * 2, st.integers(2, 16), st.floats(0.05, 0.95), st.integers(0, 2**32 - 1)
 )
