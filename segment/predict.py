@@ -350,7 +350,7 @@ def _predict_piece(model: Model, plan: shards.Plan, piece: shards.Piece, path: P
             raise InputError(f"{source.image} is another scene than when the plan was made")
         bar = partial(progress, desc=Path(piece.name).stem, unit="batch")
         overlap = plan.request["overlap"]
-        bands = scene_bands(model, dataset, overlap, source.pixel_size, bar, piece.box)
+        bands = scene_bands(model, dataset, overlap, source.pixel_size, bar, box=piece.box)
         size = {"height": piece.height, "width": piece.width}
         place = {"transform": shifted(dataset.transform, piece.row, piece.col)}
         profile = _profile(dataset, "uint8") | size | place
