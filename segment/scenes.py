@@ -8,6 +8,7 @@ import json
 import logging
 import math
 import re
+import tempfile
 import time
 import warnings
 from collections import Counter
@@ -19,6 +20,7 @@ from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -313,14 +315,73 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
             raise InputError(f"{path} could not be written: is the disk full?") from error
 
 
+@contextmanager
+def write_cog(
+    path: str | Path, profile: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> Iterator[DatasetWriter]:
+    """As `write_raster`, laid out to be read over a network: a Cloud-Optimised GeoTIFF.
+
+    Its overviews hold what most of the pixels below them do, so a mask stays a mask. The raster is
+    first written as it comes, into the system's folder for temporary files (TMPDIR).
+    """
+    form = {"compress": "deflate", "bigtiff": "if_safer", "overview_resampling": "mode"}
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
+        plain = Path(folder) / "plain.tif"
+        with write_raster(plain, profile) as dataset:
+            dataset.update_tags(**(tags or {}))
+            yield dataset
+            flags = dataset.mask_flag_enums
+        with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            try:
+                with _unplaced_is_fine():
+                    rasterio.shutil.copy(plain, temporary, driver="COG", **form)
+                _read_back(temporary, flags)
+            except RasterioIOError as error:
+                raise InputError(f"{path} could not be written: is the disk full?") from error
+
+
+def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:
+    """Whether a raster of this shape, with these tags, is there and can be read to its end."""
+    try:
+        with open_raster(path) as dataset:
+            own = dataset.tags()
+            if dataset.shape != shape or any(own.get(key) != tags[key] for key in tags):
+                return False
+            _read_blocks(dataset)
+            return True
+    except (InputError, RasterioIOError):
+        return False
+
+
 def _read_back(path: Path, flags: object) -> None:
     """Raise RasterioIOError unless every block of the file, and its mask, can be read."""
     with _unplaced_is_fine(), rasterio.open(path) as dataset:
         if dataset.mask_flag_enums != flags:
             raise RasterioIOError("the mask is gone")
-        for _, window in dataset.block_windows(1):
-            dataset.read(window=window)
-            dataset.dataset_mask(window=window)
+        _read_blocks(dataset)
+
+
+def _read_blocks(dataset: DatasetReader) -> None:
+    for _, window in dataset.block_windows(1):
+        dataset.read(window=window)
+        dataset.dataset_mask(window=window)
+
+
+def shifted(transform: Affine, row: int, col: int) -> Affine:
+    """The transform of what begins at (row, col) of a raster."""
+    a, b, c, d, e, f = transform[:6]
+    return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
+
+
+def read_mask(
+    dataset: DatasetReader, window: Window
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A window of a mask that prediction wrote: values 0 and 255 (h, w), and where they are valid.
+
+    Raises InputError for damaged files.
+    """
+    with _naming(dataset):
+        return dataset.read(1, window=window), dataset.dataset_mask(window=window) != 0
 
 
 # ---------------------------------------------------------------- labels

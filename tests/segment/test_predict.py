@@ -16,7 +16,7 @@ from rasterio.crs import CRS
 
 from segment import blending, predict
 from segment.errors import InputError
-from segment.model import Model, ModelInfo
+from segment.model import Model, ModelInfo, load_model
 from segment.predict import Band, main, predict_scene
 from segment.scenes import open_raster
 from segment.unet import UNet
@@ -314,6 +314,22 @@ def test_a_real_network_shows_no_seam(tmp_path, monkeypatch):
     assert len(bands) == 2 and whole.std() > 0.05
     np.testing.assert_allclose(found, whole, atol=2e-5)
     assert abs(seamed - whole).max() > 0.01
+
+
+def test_a_real_network_gives_a_box_the_bits_of_the_whole(tmp_path, monkeypatch):
+    """Its windows come in other batches, which must not change a bit of them."""
+    monkeypatch.setattr(blending, "WINDOW", 128)
+    model = load_model()
+    scene = write(tmp_path / "scene.tif", photograph(200, 420))
+    with open_raster(scene) as dataset:
+
+        def probabilities(box=None):
+            bands = predict.scene_bands(model, dataset, box=box)
+            return np.concatenate([band.probability for band in bands])
+
+        whole = probabilities()
+        for box in np.s_[0:100, 0:420], np.s_[50:200, 200:420], np.s_[0:200, 170:171]:
+            np.testing.assert_array_equal(probabilities(box), whole[box])
 
 
 def test_memory_does_not_grow_with_the_scene(tmp_path):
