@@ -21,5 +21,9 @@ class Ranks:
         """The mean of all ranks' `a`."""
         return self.sum(a) / self.count
 
+    def __deepcopy__(self, memo: object) -> "Ranks":
+        """A copy of a net is among the same ranks."""
+        return self
+
 
 ALONE = Ranks()

@@ -134,6 +134,7 @@ class Trainer:
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
         net.to(device)
+        self.world.broadcast(net_arrays(net).values())
         if not local_batch_norm:
             net.synchronise(self.world)
         self.optimizer = Adam(net, lr)
@@ -146,7 +147,6 @@ class Trainer:
 
     def fit(self) -> None:
         """Train until the last epoch, or until validation IoU stops progressing."""
-        self.world.broadcast(net_arrays(self.net).values())
         with Stop() as stop, warnings.catch_warnings():
             # From any thread. What comes of them is found, and said, by `check_finite`.
             warnings.filterwarnings("ignore", "(overflow|invalid value) encountered")

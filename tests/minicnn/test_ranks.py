@@ -1,5 +1,6 @@
 """Ranks that share a batch, here threads of one process: together they equal one with all of it."""
 
+import copy
 import threading
 
 import numpy as np
@@ -100,6 +101,11 @@ def test_parts_of_a_batch_equal_the_whole(xp, rng, dtype):
     for name, gradient in gradients.items():
         added = parts[0][2][name] + parts[1][2][name]
         np.testing.assert_allclose(added, gradient, **near, err_msg=name)
+
+
+def test_a_copy_of_a_net_is_among_the_same_ranks():
+    ranks = Threads(2)
+    assert copy.deepcopy(mc.BatchNorm2d(3).synchronise(ranks)).ranks is ranks
 
 
 class Halves(mc.Layer):
