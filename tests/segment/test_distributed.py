@@ -139,10 +139,14 @@ def test_two_ranks_equal_one_process(start, pair, tmp_path):
     assert errors == ""
 
 
-def test_all_ranks_end_with_the_same_bits(pair):
-    one, other = (dict(np.load(pair[0] / f"rank{rank}.npz")) for rank in (0, 1))
+def assert_ranks_agree(run):
+    one, other = (dict(np.load(run / f"rank{rank}.npz")) for rank in (0, 1))
     for name in one:
         assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def test_all_ranks_end_with_the_same_bits(pair):
+    assert_ranks_agree(pair[0])
 
 
 @pytest.mark.parametrize("whom", ["mpiexec", pytest.param("one rank", marks=pytest.mark.slow)])
@@ -231,6 +235,7 @@ def test_ranks_killed_at_random_moments_cost_nothing_but_time(start, pair, tmp_p
 def test_local_batch_norm_resumes_to_the_same_bits(start, tmp_path):
     """Running statistics that differed between ranks would be lost with all ranks but one."""
     finish(start(tmp_path / "whole", "--local-batch-norm"))
+    assert_ranks_agree(tmp_path / "whole")
     process = start(tmp_path / "run", "--local-batch-norm")
     begun(process)
     time.sleep(0.3)
@@ -336,6 +341,4 @@ def test_two_gpus_train_as_two_ranks_on_the_cpu(start, tmp_path, more):
     (row,), (other,) = history(tmp_path / "gpu"), history(tmp_path / "cpu")
     assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
     assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
-    one, two = (dict(np.load(tmp_path / f"gpu/rank{rank}.npz")) for rank in (0, 1))
-    for name in one:
-        assert one[name].tobytes() == two[name].tobytes(), name
+    assert_ranks_agree(tmp_path / "gpu")
