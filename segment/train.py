@@ -20,6 +20,7 @@ from segment.cli import (
     run,
     whole,
 )
+from segment.distributed import World, join
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles
 from segment.metrics import Confusion, summarise, table
@@ -53,6 +54,7 @@ class Settings:
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | None = None
+    local_batch_norm: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -60,25 +62,29 @@ class Settings:
 
 
 def main(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
+    with join() as world:
+        _train(_parser().parse_args(arguments), world)
+
+
+def _train(options: argparse.Namespace, world: World) -> None:
     device = choose_device(options.device)
+    world.use(device)
     free = free_memory() if device == "gpu" else 0
     if options.batch_size == "auto":
-        options.batch_size = None if options.resume else _auto_batch(device, free)
-    folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+        options.batch_size = None if options.resume else _auto_batch(device, free, world.count)
+    folder = Run(world.share(lambda: options.out or time.strftime("runs/%Y%m%d-%H%M%S")))
     check_folder(folder.folder)
-    folder.fetch()
-    settings, resumes = _settle(options, folder)
-    if folder.metrics.exists():
+    settings, resumes = world.share(lambda: _settle(options, folder))
+    if world.share(folder.metrics.exists):
         print(f"{folder.home} is finished")
-        return _report(folder)
-    store = _tiles(settings, options.cache)
+        return world.share(lambda: _report(folder))
+    store = world.in_turn(lambda: _tiles(settings, options.cache))
     split = make_split(store.tiles, settings.split, settings.seed)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
-    trainer = _trainer(settings, store, parts, folder, device)
+    trainer = _trainer(settings, store, parts, folder, device, world)
     if resumes:
         trainer.resume()
-    else:
+    elif world.rank == 0:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, asdict(settings))
         split.save(folder.split)
@@ -88,9 +94,9 @@ def main(arguments: list[str]) -> None:
     try:
         trainer.fit()
     except out_of_memory():
-        raise InputError(_too_large(trainer.batch_size, free)) from None
-    _test(folder, store, parts["test"], device, settings)
-    _report(folder)
+        raise InputError(_too_large(trainer.batch_size // world.count, free)) from None
+    _test(folder, store, parts["test"], device, settings, world)
+    world.share(lambda: _report(folder))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -117,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_pixel_size(p)
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
+    p.add_argument(
+        "--local-batch-norm",
+        action="store_true",
+        default=None,
+        help="under mpiexec: each rank's batch norm goes by its own part of the batch",
+    )
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
     add_reading(p)
@@ -127,14 +139,14 @@ def _batch(text: str) -> int | str:
     return text if text == "auto" else whole(1)(text)
 
 
-def _auto_batch(device: str, free: int) -> int:
-    """Tiles a step: on a GPU what fits its free memory, within reason."""
+def _auto_batch(device: str, free: int, ranks: int) -> int:
+    """Tiles a step: on a GPU what fits its free memory, within reason, and so on each rank's."""
     if device == "cpu":
         return AUTO_BATCH
     batch = min(LARGEST_AUTO, largest_batch(UNet(), free))
     if batch == 0:
         raise InputError(_too_large(1, free))
-    return batch
+    return batch * ranks
 
 
 def _too_large(batch: int, free: int) -> str:
@@ -149,6 +161,7 @@ def _too_large(batch: int, free: int) -> str:
 
 def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     """The run's settings, and whether it continues one: then they must be that one's."""
+    folder.fetch()
     given = _given(options)
     if not folder.config.exists():
         if options.resume:
@@ -202,7 +215,12 @@ def _tiles(settings: Settings, cache: str | None) -> TileStore:
 
 
 def _trainer(
-    settings: Settings, store: TileStore, parts: dict[str, np.ndarray], folder: Run, device: str
+    settings: Settings,
+    store: TileStore,
+    parts: dict[str, np.ndarray],
+    folder: Run,
+    device: str,
+    world: World,
 ) -> Trainer:
     trained = {
         "data": [to_path(p).name for p in settings.data] or ["synthetic scenes"],
@@ -232,15 +250,25 @@ def _trainer(
         patience=settings.patience,
         seed=settings.seed,
         device=device,
+        world=world,
+        local_batch_norm=settings.local_batch_norm,
     )
 
 
 def _test(
-    folder: Run, store: TileStore, tiles: np.ndarray, device: str, settings: Settings
+    folder: Run,
+    store: TileStore,
+    tiles: np.ndarray,
+    device: str,
+    settings: Settings,
+    world: World,
 ) -> None:
     """Score the best model on the test part; draw examples of what it finds there."""
-    model = load_model(folder.best).to(device)
-    counts = evaluate_tiles(model, store, tiles)
+    model = world.share(lambda: load_model(folder.best)).to(device)
+    own, _ = world.part(tiles)
+    counts = world.gather(evaluate_tiles(model, store, own))[: len(tiles)]
+    if world.rank > 0:
+        return
     _draw_examples(folder, store, tiles, model, counts)
     summary = summarise(counts, [store.tiles[i] for i in tiles])
     document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}

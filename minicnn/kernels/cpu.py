@@ -23,6 +23,7 @@ from minicnn.ops import (
     relu,
     relu_backward,
 )
+from minicnn.ranks import ALONE, Ranks
 from minicnn.threads import run
 
 PIECE = 1 << 16  # values
@@ -132,13 +133,15 @@ def conv_bn_relu(
     statistics: Statistics | None = None,
     pad: Pad = 0,
     eps: float = 1e-5,
+    ranks: Ranks = ALONE,
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
+    arguments = (gamma, beta, statistics, pad, eps, ranks)
     if cpu_blocks.fits(sources, w, pad):
-        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
+        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
-    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, *arguments)
     return _like(x, y), plain_cache
 
 

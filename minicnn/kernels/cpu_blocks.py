@@ -28,7 +28,8 @@ from minicnn.kernels.cpu_tiles import Tiles
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
 from minicnn.kernels.cpu_windows import Windows
 from minicnn.memory import empty
-from minicnn.ops import Pad, Statistics, pads
+from minicnn.ops import Pad, Statistics, pads, whole_batch
+from minicnn.ranks import ALONE, Ranks
 from minicnn.threads import run, scratch
 
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
@@ -66,6 +67,7 @@ class BlockCache:
     inverse_std: np.ndarray
     from_batch: bool
     statistics: Statistics
+    ranks: Ranks
 
 
 def conv_bn_relu(
@@ -77,6 +79,7 @@ def conv_bn_relu(
     statistics: Statistics | None,
     pad: Pad,
     eps: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[Map, BlockCache]:
     """As `minicnn.ops.conv_bn_relu`; the bias is left out of z, where the mean takes it out."""
     (top, _), (left, _) = pads(pad)
@@ -88,14 +91,15 @@ def conv_bn_relu(
     from_batch = statistics is None
     if statistics is None:
         mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
-        var = np.maximum(square - mean * mean, 0)
+        mean, var = whole_batch(Statistics(mean, np.maximum(square - mean * mean, 0)), ranks)
         statistics = Statistics((mean + b).astype(np.float32), var.astype(np.float32))
     else:
         mean, var = statistics.mean - b, statistics.var
     inverse_std = 1 / np.sqrt(var + eps)
     scale = gamma * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
-    return y, BlockCache(sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics)
+    norm = (gamma, mean, inverse_std, from_batch, statistics, ranks)
+    return y, BlockCache(sources, w, top, left, y, *norm)
 
 
 def conv_bn_relu_predict(
@@ -234,8 +238,9 @@ def conv_bn_relu_backward(
     dgamma = inverse_std * (gradient.sums[1] - mean * dbeta)
     scale = cache.gamma * inverse_std
     if cache.from_batch:
-        slope = -inverse_std * dgamma / (N * H * W)
-        offset = -dbeta / (N * H * W) - slope * mean
+        whole_dbeta, whole_dgamma = cache.ranks.mean(np.stack((dbeta, dgamma)))
+        slope = -inverse_std * whole_dgamma / (N * H * W)
+        offset = -whole_dbeta / (N * H * W) - slope * mean
         read: Reader = _normed(gradient.dy, y, slope, offset)
         db = np.zeros(F, np.float32)
     else:
