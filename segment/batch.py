@@ -86,11 +86,16 @@ def _predict(
     merge = ["merge", asked.out, *(merging or [])]
     place = jobs.Place.of(aws, options.stack, options.device)
     _announce(options, place, Work(options.megapixels), options.shards, full, merge)
-    if not options.dry_run:
-        title = asked.out[5:]
-        array = jobs.submit(aws, place, full, f"predict {title}", options.hours, options.shards)
-        place = jobs.Place.of(aws, options.stack, "cpu")
-        jobs.submit(aws, place, merge, f"merge {title}", options.hours, after=array)
+    if options.dry_run:
+        return
+    title, hours, plain = asked.out[5:], options.hours, jobs.Place.of(aws, options.stack, "cpu")
+    plan = None
+    if (
+        options.shards > 1
+    ):  # told no number, it makes the plan, lest every shard looks at all scenes
+        plan = jobs.submit(aws, plain, full, f"plan {title}", hours)
+    array = jobs.submit(aws, place, full, f"predict {title}", hours, options.shards, plan)
+    jobs.submit(aws, plain, merge, f"merge {title}", hours, after=array)
 
 
 def _announce(

@@ -44,7 +44,7 @@ def call(*command, **options):
 
 @pytest.fixture(scope="session")
 def engines(tmp_path_factory):
-    """The environment of podman and buildah, and what they need to run where few rights are given."""
+    """The environment of podman and buildah, and what they need where few rights are given."""
     missing = [package for tool, package in TOOLS.items() if not shutil.which(tool)]
     if missing:
         raise RuntimeError(f"these tests need: apt-get install {' '.join(missing)}")

@@ -1,4 +1,4 @@
-"""The images as they run: read-only, as nobody in particular, as a service, and as jobs of AWS Batch.
+"""The images as they run: read-only, as a user without rights, as a service, as jobs of AWS Batch.
 
 `make test-containers` runs these on demand; docs/cloud.md says what they need, and what in them is
 a stand-in.
@@ -31,7 +31,7 @@ ROOT = Path(__file__).parents[2]
 def scenes(tmp_path_factory):
     """Five drawn cities of four scenes."""
     folder = tmp_path_factory.mktemp("scenes")
-    write_scenes(folder, size=256, scenes=4)
+    write_scenes(folder, scenes_per_city=4, size=256)
     return folder
 
 
@@ -232,9 +232,9 @@ def test_a_training_from_s3_to_s3_and_a_map_by_an_array_of_jobs(cloud, capsys):
 
     predict = ["s3://area/scenes/images", "--model", "s3://area/runs/1", "--out", "s3://area/map"]
     batch.main(["predict", "--shards", "3", "--", *predict])
-    array, merge = submitted(capsys)
+    plan, array, merge = submitted(capsys)
     state = finished(cloud, merge)
-    for each in (f"{array}:0", f"{array}:1", f"{array}:2", merge):
+    for each in (plan, f"{array}:0", f"{array}:1", f"{array}:2", merge):
         batch.main(["logs", each])
     said = capsys.readouterr().out
     assert state["status"] == "SUCCEEDED", said
@@ -246,10 +246,11 @@ def test_a_training_from_s3_to_s3_and_a_map_by_an_array_of_jobs(cloud, capsys):
 def test_a_failing_job_says_why_and_its_merge_does_not_run(cloud, capsys):
     predict = ["s3://area/nothing", "--out", "s3://area/nowhere"]
     batch.main(["predict", "--shards", "2", "--", *predict])
-    array, merge = submitted(capsys)
+    plan, array, merge = submitted(capsys)
+    assert finished(cloud, plan)["status"] == "FAILED"
     assert finished(cloud, f"{array}:0")["status"] == "FAILED"
     assert finished(cloud, merge)["status"] == "FAILED"
-    batch.main(["logs", f"{array}:0"])
+    batch.main(["logs", plan])
     assert re.search("^error: s3://area/nothing", capsys.readouterr().out, re.MULTILINE)
     assert not [key for key in keys() if key.startswith("nowhere/mosaic")]
 

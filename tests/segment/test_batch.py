@@ -122,10 +122,13 @@ def test_train_resumes_and_is_submitted_once(account, submitted, capsys, monkeyp
     assert job["jobDefinition"] == account["CpuJob"]
 
 
-def test_predict_is_an_array_and_a_merge_that_waits_for_it(submitted):
+def test_predict_is_a_plan_an_array_and_a_merge_that_wait_for_one_another(submitted):
     batch.main(["predict", "--shards", "3", "--", *PREDICT, "--", "--cog"])
     made = submitted()
-    array, merge = made["predict"], made["merge"]
+    plan, array, merge = made["plan"], made["predict"], made["merge"]
+    assert plan["container"]["command"] == array["container"]["command"]
+    assert "arrayProperties" not in plan
+    assert array["dependsOn"] == [{"jobId": plan["jobId"]}]
     assert array["arrayProperties"]["size"] == 3
     assert array["container"]["command"] == [
         "predict", *PREDICT, "--shards", "3", "--device", "cpu",
@@ -137,7 +140,7 @@ def test_predict_is_an_array_and_a_merge_that_waits_for_it(submitted):
 def test_one_shard_is_no_array_since_those_have_two_jobs_at_least(submitted):
     batch.main(["predict", "--shards", "1", "--", *PREDICT])
     job = submitted()["predict"]
-    assert "arrayProperties" not in job
+    assert "arrayProperties" not in job and "plan" not in submitted()
     assert job["container"]["command"][-6:-2] == ["--shards", "1", "--shard", "0"]
 
 
