@@ -55,10 +55,10 @@ def has_repository(ecr: Any) -> bool:
 
 def image_exists(ecr: Any, tag: str) -> bool:
     try:
-        ecr.describe_images(repositoryName=REPOSITORY, imageIds=[{"imageTag": tag}])
+        found = ecr.describe_images(repositoryName=REPOSITORY, imageIds=[{"imageTag": tag}])
     except (ecr.exceptions.ImageNotFoundException, ecr.exceptions.RepositoryNotFoundException):
         return False
-    return True
+    return bool(found["imageDetails"])
 
 
 def _repository(ecr: Any) -> str:

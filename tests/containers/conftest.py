@@ -21,7 +21,6 @@ TOOLS = {
     "conmon": "conmon",
     "buildah": "buildah",
     "mmdebstrap": "mmdebstrap",
-    "/usr/lib/podman/netavark": "netavark",
 }
 # No registry of images is needed: the base is Debian's Python, in place of python:3.12-slim.
 SUITE, BASE = "trixie", "localhost/minicnn-base:trixie"
@@ -51,11 +50,12 @@ def engines(tmp_path_factory):
     folder = tmp_path_factory.mktemp("engines")
     limits = ", ".join(f'"{limit}"' for limit in LIMITS)
     (folder / "containers.conf").write_text(
-        f'[containers]\ndefault_ulimits = [{limits}]\n[engine]\nruntime = "runc"\n'
+        f'[containers]\ndefault_ulimits = [{limits}]\nnetns = "host"\n[engine]\nruntime = "runc"\n'
     )
     (folder / "registries.conf").write_text(
         '[[registry]]\nlocation = "127.0.0.1"\ninsecure = true\n'
     )
+    (folder / "auth.json").write_text("{}")
     patch = pytest.MonkeyPatch()
     patch.setenv("CONTAINERS_CONF", str(folder / "containers.conf"))
     patch.setenv("REGISTRY_AUTH_FILE", str(folder / "auth.json"))
@@ -120,21 +120,30 @@ def container(image):
     return run
 
 
+def answers(address):
+    try:
+        urlopen(address, timeout=5).close()
+    except OSError:
+        return False
+    return True
+
+
+def eventually(done, minutes=5):
+    """Wait until something is so; not for ever."""
+    end = time.monotonic() + 60 * minutes
+    while not done():
+        assert time.monotonic() < end, f"not so after {minutes} minutes"
+        time.sleep(0.5)
+
+
 @contextmanager
 def serving(command, port, path, environment, log):
     """A server as a process; ready once it answers, stopped at the end."""
     with log.open("w") as out:
         server = subprocess.Popen(command, env=environment, stdout=out, stderr=out)
     try:
-        for _ in range(120):
-            try:
-                urlopen(f"http://127.0.0.1:{port}{path}", timeout=5).close()
-                break
-            except OSError:
-                assert server.poll() is None, log.read_text()[-2000:]
-                time.sleep(0.5)
-        else:
-            raise AssertionError(log.read_text()[-2000:])
+        eventually(lambda: server.poll() or answers(f"http://127.0.0.1:{port}{path}"))
+        assert server.poll() is None, log.read_text()[-2000:]
         yield
     finally:
         server.terminate()
@@ -166,9 +175,7 @@ def batch_server(engines, tmp_path_factory):
         ["podman", "system", "service", "--time=0", f"unix://{socket_file}"], env=engines
     )
     try:
-        while not socket_file.exists():
-            assert podman.poll() is None
-            time.sleep(0.1)
+        eventually(socket_file.exists)
         settings = {"DOCKER_HOST": f"unix://{socket_file}", "MOTO_DOCKER_NETWORK_MODE": "host"}
         command = [sys.executable, Path(__file__).with_name("batch_server.py"), str(port)]
         environment = {**engines, **CREDENTIALS, **settings}
