@@ -128,7 +128,7 @@ def answers(address):
     return True
 
 
-def eventually(done, minutes=5):
+def eventually(done, minutes=20):
     """Wait until something is so; not for ever."""
     end = time.monotonic() + 60 * minutes
     while not done():
