@@ -224,23 +224,27 @@ def test_a_training_from_s3_to_s3_and_a_map_by_an_array_of_jobs(cloud, capsys):
     predict = ["s3://area/scenes/images", "--model", "s3://area/runs/1", "--out", "s3://area/map"]
     batch.main(["predict", "--shards", "3", "--", *predict])
     plan, array, merge = submitted(capsys)
+    finished(cloud, array)  # moto sees that an array is over when it is asked
     state = finished(cloud, merge)
     for each in (plan, f"{array}:0", f"{array}:1", f"{array}:2", merge):
         batch.main(["logs", each])
     said = capsys.readouterr().out
     assert state["status"] == "SUCCEEDED", said
     assert jobs.find(cloud, array)["arrayProperties"]["statusSummary"]["SUCCEEDED"] == 3
-    assert {"map/manifest.json", "map/mosaic.vrt", "map/footprints.parquet"} <= keys()
+    assert {"map/manifest.json", "map/footprints.parquet"} <= keys()
+    assert any(key.startswith("map/mosaic") for key in keys())
     assert len([key for key in keys() if key.startswith("map/masks/")]) == 20
 
 
-def test_a_failing_job_says_why_and_its_merge_does_not_run(cloud, capsys):
+def test_a_failing_job_says_why_and_what_waits_for_it_does_not_run(cloud, capsys):
     predict = ["s3://area/nothing", "--out", "s3://area/nowhere"]
     batch.main(["predict", "--shards", "2", "--", *predict])
     plan, array, merge = submitted(capsys)
     assert finished(cloud, plan)["status"] == "FAILED"
     assert finished(cloud, f"{array}:0")["status"] == "FAILED"
-    assert finished(cloud, merge)["status"] == "FAILED"
+    assert jobs.find(cloud, merge)["status"] == "PENDING"  # for ever in moto; in AWS it fails, too
+    batch.main(["cancel", merge])
+    capsys.readouterr()
     batch.main(["logs", plan])
     assert re.search("^error: s3://area/nothing", capsys.readouterr().out, re.MULTILINE)
     assert not [key for key in keys() if key.startswith("nowhere/mosaic")]
