@@ -3,12 +3,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test serve lint notebooks docs audit
+.PHONY: train test test-containers serve lint notebooks docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -m "not slow and not gpu and not containers"
+
+test-containers: .venv/containers
+	$(PY) -m pytest -m containers
 
 serve: .venv/api
 	.venv/bin/gunicorn -c docker/gunicorn.conf.py
@@ -42,6 +45,10 @@ audit: .venv/audit
 
 .venv/test: .venv/core setup.cfg
 	$(PIP) --editable .[test]
+	touch $@
+
+.venv/containers: .venv/test setup.cfg
+	$(PIP) --editable .[containers]
 	touch $@
 
 .venv/api: .venv/core setup.cfg

@@ -52,7 +52,7 @@ def join() -> "World":
     except (ImportError, RuntimeError) as error:
         raise InputError(
             f"{name} is {started[name]}, and ranks need an MPI library: pip install "
-            f"'minicnn[mpi]' ({error})"
+            f"mpi4py mpich ({error})"
         ) from None
     if started[name] > MPI.COMM_WORLD.size:
         library = " ".join(MPI.Get_library_version().strip("\0").split("\n")[0].split())

@@ -126,7 +126,7 @@ def _program(name: str) -> str:
     """A program of the MPI library that is installed beside this Python, or on the PATH."""
     path = shutil.which(name, path=str(Path(sys.executable).parent)) or shutil.which(name)
     if path is None:
-        raise InputError(f"{name} is missing: pip install 'minicnn[mpi]'")
+        raise InputError(f"{name} is missing: pip install mpi4py mpich")
     return path
 
 

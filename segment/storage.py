@@ -383,7 +383,7 @@ def session() -> Any:
 
 def _require_boto3() -> None:
     if find_spec("boto3") is None:
-        raise StorageError("s3:// needs boto3: pip install 'minicnn[aws]'")
+        raise StorageError("s3:// needs boto3: pip install boto3")
 
 
 def gdal_options(path: S3Path) -> dict[str, Any]:

@@ -286,7 +286,7 @@ def test_no_network_no_credentials_no_profile_no_boto3(bucket, monkeypatch):
     assert "profile (nobody)" in told(AWS_PROFILE="nobody")
     assert "nonsense" in told(AWS_ENDPOINT_URL="nonsense")
     monkeypatch.setattr(storage, "find_spec", lambda name: None)
-    assert sentence((bucket / "k").exists) == "s3:// needs boto3: pip install 'minicnn[aws]'"
+    assert sentence((bucket / "k").exists) == "s3:// needs boto3: pip install boto3"
 
 
 def test_the_endpoint_may_be_in_the_profile(bucket, tmp_path):
