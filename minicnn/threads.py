@@ -9,6 +9,7 @@ made in the order of the pieces: the same numbers come out on one thread or on e
 """
 
 import itertools
+import math
 import os
 import threading
 from collections.abc import Callable
@@ -19,6 +20,8 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Job = Callable[[int], None]
+
+MANY = 2000  # work arrays of different shapes that a thread remembers
 
 
 class _Task:
@@ -159,11 +162,28 @@ def scratch(name: str, *shape: int) -> np.ndarray:
     """A float32 work array of this thread, its content undefined; the next call of that name
     gives the same memory. It grows as needed and stays: fresh pages cost more than arithmetic.
     """
-    arrays = _own.__dict__
-    size = 1
-    for length in shape:
-        size *= length
-    memory = arrays.get(name)
+    known = _own.__dict__
+    array: np.ndarray | None = known.get((name, shape))
+    return _cut(known, name, shape) if array is None else array
+
+
+def last_use(name: str, use: Any) -> bool:
+    """Whether work array `name` served for this very `use` the last time; from now on it does."""
+    known = _own.__dict__
+    before = known.get((name, "use"))
+    known[name, "use"] = use
+    return bool(before == use)
+
+
+def _cut(known: dict[Any, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    if len(known) > MANY:
+        known.clear()
+    memory = known.get((name,))
     if memory is None or memory.size < size:
-        memory = arrays[name] = np.empty(size, np.float32)
-    return memory[:size].reshape(shape)
+        for key in [key for key in known if key[0] == name]:
+            del known[key]
+        memory = known[(name,)] = np.empty(size, np.float32)
+    array: np.ndarray = memory[:size].reshape(shape)
+    known[name, shape] = array
+    return array

@@ -14,6 +14,7 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array
 from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
+from minicnn.kernels.cpu_adam import adam
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -109,9 +110,9 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]
 def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
     _, H, W, _ = x.shape
     if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
-        y, cache = cpu_pool.max_pool2d(_map(x))
-    else:
-        y, cache = ops.max_pool2d(_array(x), size)
+        pooled, cache = cpu_pool.max_pool2d(_map(x))
+        return (pooled if isinstance(x, Map) else pooled.z), cache
+    y, cache = ops.max_pool2d(_array(x), size)
     return _like(x, y), cache
 
 
@@ -134,7 +135,7 @@ def conv_bn_relu(
     eps: float = 1e-5,
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, pad):
+    if cpu_blocks.fits(sources, w, gamma, pad):
         block, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
@@ -159,7 +160,7 @@ def conv_bn_relu_predict(
     kept: what was derived from these very constants before, for use again; None: they may change.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, pad):
+    if cpu_blocks.fits(sources, w, gamma, pad):
         y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
         return y if isinstance(x, Map) else y.value()
     return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
@@ -181,6 +182,5 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
 
 
 # A GPU has kernels for these; here the formulas of their users are as good.
-adam: Any = None
 loss: Any = None
 update_running: Any = None

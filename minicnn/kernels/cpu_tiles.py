@@ -23,9 +23,9 @@ CHUNK = 1024  # weights transformed at a time
 
 
 @cache
-def filters(K: int, turned: bool = False) -> np.ndarray:
-    """G along both axes, (P * P, K * K); for the kernel turned by half a circle if asked."""
-    G = toom(K).filters[:, ::-1] if turned else toom(K).filters
+def filters(K: int) -> np.ndarray:
+    """G along both axes, (P * P, K * K)."""
+    G = toom(K).filters
     return np.einsum("ik,jl->ijkl", G, G).reshape(len(G) ** 2, K**2)
 
 
@@ -51,14 +51,24 @@ class Tiles:
         limit = min(LIMIT_BYTES // (4 * values), LIMIT_PRODUCTS // values)
         return largest_divisor(rows // OUTPUTS, limit)
 
-    def weights(self, w: np.ndarray) -> np.ndarray:
-        """w (K, K, C, F) to (P * P, C, F)."""
-        return _at_points(w, filters(self.K))
+    def weights(self, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """w (K, K, C, F), its inputs times `scale`, to (P * P, C, F)."""
+        K, C, F = self.K, self.C, self.F
+        G, U = filters(K), empty(self.P**2, C, F)
+        rows = max(1, CHUNK // F)
+
+        def chunk(j: int) -> None:
+            part = slice(j * rows, (j + 1) * rows)
+            scaled = w[:, :, part] * scale[part, None]
+            np.matmul(G, scaled.reshape(K * K, -1), out=U[:, part].reshape(len(G), -1))
+
+        run(-(-C // rows), chunk)
+        return U
 
     def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Tiles", np.ndarray]:
         """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
-        U = _at_points(w, filters(self.K, turned=True), scale)
-        return Tiles(self.K, self.outputs, self.inputs, self.W), U.transpose(0, 2, 1)
+        back = Tiles(self.K, self.outputs, self.inputs, self.W)
+        return back, back.weights(w[::-1, ::-1].transpose(0, 1, 3, 2), scale)
 
     def tiled(
         self, points: Sequence[np.ndarray], strips: int, V: np.ndarray, first: int = 0
@@ -137,30 +147,17 @@ class Tiles:
         np.matmul(V.transpose(0, 2, 1), dM2, out=product)
         sums += product
 
-    def dw(self, sums: np.ndarray) -> np.ndarray:
-        """The lanes' sums to the gradient of w (K, K, C, F)."""
+    def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
         G = filters(self.K)
         dw = empty(self.K**2, self.C * self.F)
-        sums = sums.reshape(len(sums), self.P**2, -1)
+        sums, scale = sums.reshape(len(sums), self.P**2, -1), scale.reshape(-1)
 
         def chunk(j: int) -> None:
             part = slice(j * CHUNK, (j + 1) * CHUNK)
-            np.matmul(G.T, sums[:, :, part].sum(0), out=dw[:, part])
+            total = sums[0, :, part] if len(sums) == 1 else sums[:, :, part].sum(0)
+            np.matmul(G.T, total, out=dw[:, part])
+            dw[:, part] *= scale[part]
 
         run(-(-self.C * self.F // CHUNK), chunk)
         return dw.reshape(self.K, self.K, self.C, self.F)
-
-
-def _at_points(w: np.ndarray, G: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
-    K, _, C, F = w.shape
-    U = empty(len(G), C, F)
-    rows = max(1, CHUNK // F)
-
-    def chunk(j: int) -> None:
-        part = w[:, :, j * rows : (j + 1) * rows]
-        part = part if scale is None else part * scale
-        out = U[:, j * rows : (j + 1) * rows]
-        np.matmul(G, part.reshape(K * K, -1), out=out.reshape(len(G), -1))
-
-    run(-(-C // rows), chunk)
-    return U

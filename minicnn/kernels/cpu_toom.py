@@ -58,8 +58,12 @@ def toom(taps: int) -> Toom:
 
 def strided(a: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
     """A view of the flat buffer that `a` is, offset and strides in values."""
-    size = a.itemsize
-    return np.ndarray(shape, a.dtype, a, offset * size, [step * size for step in strides])
+    return np.ndarray(shape, np.float32, a, 4 * offset, _bytes(*strides))
+
+
+@cache
+def _bytes(*strides: int) -> tuple[int, ...]:
+    return tuple(4 * step for step in strides)
 
 
 def to_points(

@@ -50,18 +50,19 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
     N, H, W, C = x.shape
     F = len(b)
-    y = empty(N, 2 * H, 2 * W, F)
+    y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     how = Windows(TAPS, [C], [2 * F], W + 1)
     # Seen by the pair of columns 2q - 1, 2q: (taps, 2 pixels, C, the pair, F).
     pair = np.stack([w[:, list(SEES[1])], w[:, list(SEES[0])]], 2).transpose(0, 1, 4, 2, 3)
-    U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F)) for rows in SEES]
+    one = np.ones(C, np.float32)
+    U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
     bias = np.tile(b, 2 * how.pitch)
     strips = how.strips(H)
     rows = OUTPUTS * strips
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
-        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, how.pitch, "x0")
+        X = padded(source, n, first - 1, rows + 2, 1, how.pitch, "x0")
         step = X.shape[1]
         # (rows, even or odd, 2 W F)
         out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
@@ -97,11 +98,11 @@ def conv_transpose2d_backward(
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
     sums = np.zeros((len(groups), 2, P, 2, 4 * F, C), np.float32)
-    incoming = Map(dy)
+    incoming, source = Map(dy), x.activation()
 
     def strip(j: int, total: np.ndarray) -> None:
         n, first = divmod(j * rows, H)
-        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
+        dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
         step = dY.shape[1]
         V = scratch("V0", 2, P * strips + 1, step)
         V[:, -1] = 0
@@ -114,10 +115,9 @@ def conv_transpose2d_backward(
         out = dx[n, first : first + rows].reshape(rows, W * C)
         target = out.reshape(strips, OUTPUTS, W * C)
         from_points(M, TAPS, strips, W * C, pitch // 2 * C, target, sets=2)
-        X = padded(x.read, x.shape, n, first, rows, 0, pitch // 2, "x0")
-        if x.lazy:
-            value = X[:rows, : W * C]
-            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
+        X = padded(source, n, first, rows, 0, pitch // 2, "x0")
+        if x.of_block:
+            mask_and_sum(out, x, n, first, first + rows, slots[j])
         step = X.shape[1]
         dM = scratch("dM", P * strips, step)
         spread(X, TAPS, strips, step, step, dM)
@@ -137,5 +137,5 @@ def conv_transpose2d_backward(
     dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
     dw[[0, 2]], dw[[1, 3]] = (np.tensordot(toom(TAPS).filters.T, part, 1) for part in dU)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, dw, db.sum(0, dtype=float).astype(np.float32)

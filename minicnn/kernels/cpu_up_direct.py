@@ -53,7 +53,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
     N, H, W, C = x.shape
     F = len(b)
-    y = empty(N, 2 * H, 2 * W, F)
+    y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
     U = np.ascontiguousarray(taps.transpose(1, 0, 2, 5, 3, 4)).reshape(2, 4 * C, 2 * F)
     bias = np.tile(b, 2 * W)
@@ -61,7 +61,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
-        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, W + 2, "x0")
+        X = padded(source, n, first - 1, rows + 2, 1, W + 2, "x0")
         step = X.shape[1]
         windows = scratch("V0", rows + 1, W + 1, 2, 2 * C)
         np.copyto(windows, strided(X, 0, windows.shape, (step, C, step, 1)))
@@ -90,21 +90,21 @@ def conv_transpose2d_backward(
     dx = empty(N, H, W, C)
     slots = np.zeros((count, 2, C), np.float32)
     sums = np.zeros((len(groups), *matrix.shape), np.float32)
-    incoming = Map(dy)
+    incoming, source = Map(dy), x.activation()
 
     def strip(j: int, total: np.ndarray) -> None:
         n, first = divmod(j * rows, H)
-        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
+        dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
         step = dY.shape[1]
         windows = scratch("V0", rows, W, 4, 4 * F)
         np.copyto(windows, strided(dY, 0, windows.shape, (2 * step, 2 * F, step, 1)))
         windows = windows.reshape(rows * W, 16 * F)
         out = dx[n, first : first + rows].reshape(rows, W * C)
         np.matmul(windows, matrix, out=out.reshape(-1, C))
-        value = scratch("x0", rows, W * C)
-        x.read(n, first, first + rows, value)
-        if x.lazy:
-            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
+        value = scratch("V1", rows, W * C)
+        source.read(n, first, first + rows, value)
+        if x.of_block:
+            mask_and_sum(out, x, n, first, first + rows, slots[j])
         product = scratch("dU", *matrix.shape)
         np.matmul(windows.T, value.reshape(-1, C), out=product)
         total += product
@@ -114,5 +114,5 @@ def conv_transpose2d_backward(
             strip(j, sums[i])
 
     run(len(groups), group)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, sums.sum(0).reshape(w.shape), over_pixels(dy)

@@ -59,9 +59,10 @@ class Windows:
         small_products = LIMIT_PRODUCTS // (self.pitch * max(self.inputs) * max(self.outputs))
         return largest_divisor(rows // OUTPUTS, min(in_cache, small_products))
 
-    def weights(self, w: np.ndarray) -> Weights:
-        """w (K, K, C, F) to one (P, 1, K * C, F) for each input of each output."""
-        U = np.tensordot(toom(self.K).filters, w, 1)  # (P, K, C, F)
+    def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
+        """w (K, K, C, F), its inputs times `scale`, to a (P, 1, K * C, F) for each of its inputs
+        and outputs."""
+        U = np.tensordot(toom(self.K).filters, w * scale[:, None], 1)  # (P, K, C, F)
         return [
             [
                 np.ascontiguousarray(part).reshape(self.P, 1, -1, F)
@@ -72,9 +73,8 @@ class Windows:
 
     def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Windows", Weights]:
         """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
-        turned = (w * scale)[::-1, ::-1].transpose(0, 1, 3, 2)
         back = Windows(self.K, self.outputs, self.inputs, self.W)
-        return back, back.weights(turned)
+        return back, back.weights(w[::-1, ::-1].transpose(0, 1, 3, 2), scale)
 
     def multiply(self, points: Sequence[np.ndarray], U: Weights, strips: int) -> list[np.ndarray]:
         """Inputs at the points to outputs at the points: sets of (P, strips, pitch, F)."""
@@ -111,12 +111,12 @@ class Windows:
             sums[:, :, start : start + self.K * C] += product
             start += self.K * C
 
-    def dw(self, sums: np.ndarray) -> np.ndarray:
-        """The lanes' sums to the gradient of w (K, K, C, F)."""
+    def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
         total = sums.sum((0, 2))  # (P, K * C of all inputs, F)
         parts = _split(total, [self.K * C for C in self.inputs], 1)
         dU = np.concatenate([part.reshape(self.P, self.K, -1, *self.outputs) for part in parts], 2)
-        return np.tensordot(toom(self.K).filters.T, dU, 1)
+        return np.tensordot(toom(self.K).filters.T, dU, 1) * scale
 
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
