@@ -89,7 +89,7 @@ def conv_transpose2d_backward(
     pitch = -(-(2 * W + 2) // 4) * 4  # of dy's rows
     # dx's row i sees the odd rows i - 1, i and the even rows i, i + 1: in dy, from 2i - 1 on.
     taps = [w[[0, 2]], w[[1, 3]]]
-    U = [np.tensordot(toom(TAPS).filters, t, 1).reshape(P, 1, 4 * F, C) for t in taps]
+    U = [np.tensordot(toom(TAPS).filters, t, 1).reshape(P, 1, 1, 4 * F, C) for t in taps]
     per_strip = 4 * P * (2 * pitch * F + pitch * C)
     strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
     rows, pixels = OUTPUTS * strips, strips * pitch
@@ -108,10 +108,10 @@ def conv_transpose2d_backward(
         V[:, -1] = 0
         for odd in (0, 1):
             to_points(dY, TAPS, strips, step, 2 * step, V[odd], odd * step)
-        seen = [windows(v, P, pixels, F, 4, 2) for v in V]
+        seen = [windows(v, P, 1, pixels, F, 4, 2) for v in V]
         M = scratch("M0", 2, P * strips, pitch // 2 * C)
         for v, u, m in zip(seen, U, M, strict=True):
-            np.matmul(v, u, out=interleaved(m, P, pixels // 2, C, 2))
+            np.matmul(v, u, out=interleaved(m, P, 1, pixels // 2, C, 2))
         out = dx[n, first : first + rows].reshape(rows, W * C)
         target = out.reshape(strips, OUTPUTS, W * C)
         from_points(M, TAPS, strips, W * C, pitch // 2 * C, target, sets=2)
@@ -121,10 +121,10 @@ def conv_transpose2d_backward(
         step = X.shape[1]
         dM = scratch("dM", P * strips, step)
         spread(X, TAPS, strips, step, step, dM)
-        product = scratch("dU", P, 2, 4 * F, C)
+        product = scratch("dU", P, 1, 2, 4 * F, C)
         for v, part in zip(seen, total, strict=True):
-            np.matmul(v.transpose(0, 1, 3, 2), interleaved(dM, P, pixels // 2, C, 2), out=product)
-            part += product
+            np.matmul(v.swapaxes(3, 4), interleaved(dM, P, 1, pixels // 2, C, 2), out=product)
+            part += product[:, 0]
         ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])

@@ -19,21 +19,34 @@ from minicnn.threads import scratch
 Weights = list[list[np.ndarray]]
 
 
-def windows(a: np.ndarray, planes: int, pixels: int, C: int, wide: int, step: int) -> np.ndarray:
-    """Windows of `wide` pixels, one every `step`, as matrices (planes, groups, count, wide * C).
+def windows(
+    a: np.ndarray, planes: int, parts: int, pixels: int, C: int, wide: int, step: int
+) -> np.ndarray:
+    """Windows of `wide` pixels, one every `step`: (planes, parts, groups, count, wide * C).
 
-    a: flat, `planes` planes of `pixels` pixels, a multiple of `wide`. The last windows reach
-    into the next plane; the caller has no use for them, and room for it behind the last.
+    a: flat, `planes` planes of `parts` of `pixels` pixels, a multiple of `wide`. The last windows
+    reach into the next part; the caller has no use for them, and room for it behind the last.
     """
-    groups = wide // step
+    part = pixels * C
     return strided(
-        a, 0, (planes, groups, pixels // wide, wide * C), (pixels * C, step * C, wide * C, 1)
+        a,
+        0,
+        (planes, parts, wide // step, pixels // wide, wide * C),
+        (parts * part, part, step * C, wide * C, 1),
     )
 
 
-def interleaved(a: np.ndarray, planes: int, pixels: int, F: int, groups: int) -> np.ndarray:
-    """Pixels as matrices (planes, groups, count, F), group g every `groups`-th one from g on."""
-    return strided(a, 0, (planes, groups, pixels // groups, F), (pixels * F, F, groups * F, 1))
+def interleaved(
+    a: np.ndarray, planes: int, parts: int, pixels: int, F: int, groups: int
+) -> np.ndarray:
+    """Pixels as (planes, parts, groups, count, F), group g every `groups`-th one from g on."""
+    part = pixels * F
+    return strided(
+        a,
+        0,
+        (planes, parts, groups, pixels // groups, F),
+        (parts * part, part, F, groups * F, 1),
+    )
 
 
 class Windows:
@@ -60,12 +73,12 @@ class Windows:
         return largest_divisor(rows // OUTPUTS, min(in_cache, small_products))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
-        """w (K, K, C, F), its inputs times `scale`, to a (P, 1, K * C, F) for each of its inputs
+        """w (K, K, C, F), its inputs times `scale`, to a (P, 1, 1, K * C, F) for each of its inputs
         and outputs."""
         U = np.tensordot(toom(self.K).filters, w * scale[:, None], 1)  # (P, K, C, F)
         return [
             [
-                np.ascontiguousarray(part).reshape(self.P, 1, -1, F)
+                np.ascontiguousarray(part).reshape(self.P, 1, 1, -1, F)
                 for part in _split(u, self.inputs, 2)
             ]
             for u, F in zip(_split(U, self.outputs, 3), self.outputs, strict=True)
@@ -79,17 +92,20 @@ class Windows:
     def multiply(self, points: Sequence[np.ndarray], U: Weights, strips: int) -> list[np.ndarray]:
         """Inputs at the points to outputs at the points: sets of (P, strips, pitch, F)."""
         pixels = strips * self.pitch
+        parts = pixels // self._part(strips, MULTIPLIED)
+        shape = self.P, parts, pixels // parts
         results = []
         for index, (row, F) in enumerate(zip(U, self.outputs, strict=True)):
             M = scratch(f"M{index}", self.sets, self.P * pixels * F)
             for V, u, C, m in zip(points, row, self.inputs, M, strict=True):
-                np.matmul(
-                    windows(V, self.P, pixels, C, self.K, 1),
-                    u,
-                    out=interleaved(m, self.P, pixels, F, self.K),
-                )
+                out = interleaved(m, *shape, F, self.K)
+                np.matmul(windows(V, *shape, C, self.K, 1), u, out=out)
             results.append(M)
         return results
+
+    def _part(self, strips: int, limit: int) -> int:
+        """About `limit` pixels, in whole strips."""
+        return self.pitch * largest_divisor(strips, limit // self.pitch)
 
     def sums(self, lanes: int) -> np.ndarray:
         """Zeros to add the gradient of the weights up in, for each lane."""
@@ -101,14 +117,17 @@ class Windows:
     ) -> None:
         """Add U's gradient to `sums`: every window times the gradient of what it made."""
         pixels = strips * self.pitch
+        parts = pixels // self._part(strips, CORRELATED)
+        shape = self.P, parts, pixels // parts
         (F,) = self.outputs
-        dy = interleaved(dM, self.P, pixels, F, self.K)
+        dy = interleaved(dM, *shape, F, self.K)
         start = 0
         for V, C in zip(points, self.inputs, strict=True):
-            x = windows(V, self.P, pixels, C, self.K, 1)
-            product = scratch("dU", self.P, self.K, self.K * C, F)
-            np.matmul(x.transpose(0, 1, 3, 2), dy, out=product)
-            sums[:, :, start : start + self.K * C] += product
+            x = windows(V, *shape, C, self.K, 1)
+            products = scratch("dU", self.P, parts, self.K, self.K * C, F)
+            np.matmul(x.swapaxes(3, 4), dy, out=products)
+            total = np.add.reduce(products, 1, out=scratch("dU sum", self.P, self.K, self.K * C, F))
+            sums[:, :, start : start + self.K * C] += total
             start += self.K * C
 
     def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -124,6 +143,7 @@ def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
 
 
 LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
+MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
 LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
 
 
