@@ -34,6 +34,7 @@ from minicnn.ops import Pad, Statistics, pads
 from minicnn.threads import run, scratch
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
+FEW = 100  # tiles: with fewer, the weights are most of the work
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
 
 
@@ -93,8 +94,8 @@ def conv_bn_relu(
     constant = sign * b + (w.sum((0, 1)) * _joined(sources, "shift")[:, None]).sum(0)
     z = empty(N, H, W, len(b))
     how = _method(sources, w)
-    U = how.weights(w, _joined(sources, "scale"))
-    sums = _convolve(how, U, sources, top, left, z, _sums(len(b)))
+    scales = _joined(sources, "scale")
+    sums = _convolve(how, w, scales, sources, top, left, z, _sums(len(b)))
     from_batch = statistics is None
     if statistics is None:
         mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
@@ -143,13 +144,15 @@ def conv_bn_relu_predict(
     shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
     y = empty(N, H, W, len(b))
     how = _method(sources, w)
-    U = None if kept is None else kept.get(type(how))
-    if U is None:
-        U = how.weights(w * scale, np.ones(w.shape[2], np.float32))
-        if kept is not None:
-            kept[type(how)] = U
-    _convolve(how, U, sources, top, left, y, lambda rows: np.maximum(rows, 0, out=rows), shift)
+    if kept is None or type(how) not in kept:
+        w = w * scale
+    ones = np.ones(w.shape[2], np.float32)
+    _convolve(how, w, ones, sources, top, left, y, _relu, shift, kept)
     return Map(y)
+
+
+def _relu(rows: np.ndarray) -> None:
+    np.maximum(rows, 0, out=rows)
 
 
 def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -169,18 +172,21 @@ def _method(sources: list[Map], w: np.ndarray) -> Any:
 
 def _convolve(
     how: Any,
-    U: Any,
+    w: np.ndarray,
+    scale: np.ndarray,
     sources: list[Map],
     top: int,
     left: int,
     z: np.ndarray,
     finish: Callable[[np.ndarray], Any],
     shift: np.ndarray | None = None,
+    kept: dict[Any, Any] | None = None,
 ) -> list[Any]:
-    """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it."""
+    """z = convolution of the sources by w, whose inputs count `scale`, plus `shift`; what `finish`
+    makes of each strip of it."""
     N, H, W, F = z.shape
     K = how.K
-    strips = how.strips(H)
+    strips = how.strips(H, N)
     rows = OUTPUTS * strips
     count = N * (H // rows)
     results: list[Any] = [None] * count
@@ -204,11 +210,24 @@ def _convolve(
         V = empty(how.P**2, count * tiles, how.C)
         M = empty(how.P**2, count * tiles, F)
         run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
-        _products(V, U, M)
+        if kept is None and count * tiles < FEW:
+            how.products_of_few(V, w, scale, M)
+        else:
+            how.products(V, _weights(how, w, scale, kept), M)
         run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
     else:
+        U = _weights(how, w, scale, kept)
         run(count, lambda j: back(j, how.multiply(points(j), U, strips)[0]))
     return results
+
+
+def _weights(how: Any, w: np.ndarray, scale: np.ndarray, kept: dict[Any, Any] | None) -> Any:
+    """The weights at the points, those that were kept if there are."""
+    if kept is None:
+        return how.weights(w, scale)
+    if type(how) not in kept:
+        kept[type(how)] = how.weights(w, scale)
+    return kept[type(how)]
 
 
 def _points(
@@ -230,17 +249,6 @@ def _columns(how: Any, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
     V[-1, : BORDER * step // how.pitch] = 0
     to_points(rows, how.K, strips, step, step, V)
     return V
-
-
-def _products(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
-    """out[p] = A[p] @ B[p], points shared out among the threads."""
-    parts = np.array_split(np.arange(len(A)), LANES)
-
-    def some(j: int) -> None:
-        points = slice(parts[j][0], parts[j][-1] + 1)
-        np.matmul(A[points], B[points], out=out[points])
-
-    run(LANES, some)
 
 
 def conv_bn_relu_backward(
@@ -280,11 +288,13 @@ def _convolve_backward(
 ) -> tuple[list[Any], np.ndarray]:
     """Gradients of the sources and of w, from the convolution's own, `source` times `scale`."""
     work = _Backward(source, cache, scale, need_dx)
-    sums = _backward_by_points(work) if work.how.small else _backward_by_strips(work)
+    factors = np.outer(_joined(cache.sources, "scale"), scale)
+    backward = _backward_by_points if work.how.small else _backward_by_strips
+    dw = backward(work, factors)
     dx: list[Any] = work.dx
     if work.masks:
         dx[0] = Gradient(dx[0], work.slots.sum(0, dtype=float))
-    return dx, work.how.dw(sums, np.outer(_joined(cache.sources, "scale"), scale))
+    return dx, dw
 
 
 class _Backward:
@@ -298,7 +308,7 @@ class _Backward:
         N, H, _, self.F = self.shape
         self.K, self.channels = len(cache.w), [x.shape[3] for x in self.sources]
         self.how = _method(self.sources, cache.w)
-        self.strips = self.how.strips(H)
+        self.strips = self.how.strips(H, N)
         self.rows = OUTPUTS * self.strips
         self.count = N * (H // self.rows)
         # A kernel turned around is padded the other way.
@@ -306,10 +316,8 @@ class _Backward:
         self.need_dx, self.masks = need_dx, need_dx and self.sources[0].of_block
         self.dx = [empty(*x.shape) for x in self.sources] if need_dx else []
         self.slots = np.zeros((self.count, 2, self.channels[0]), np.float32)
-        self.back: Any = None
-        self.U: Any = None
-        if need_dx:
-            self.back, self.U = self.how.adjoint(cache.w, scale)
+        self.scale = scale
+        self.back, self.w = self.how.adjoint(cache.w)
 
     def place(self, j: int) -> tuple[int, int]:
         """The image that strip j is of, and its first row."""
@@ -350,25 +358,26 @@ class _Backward:
         return _points(self.how, self.sources, n, first - self.top, self.strips, self.left)
 
 
-def _backward_by_strips(work: _Backward) -> np.ndarray:
+def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
     """Strip after strip, all steps while it is in cache; each lane sums its strips in order."""
     how, strips = work.how, work.strips
     lanes = np.array_split(np.arange(work.count), min(LANES, work.count))
     sums = how.sums(len(lanes))
+    U = work.back.weights(work.w, work.scale) if work.need_dx else None
 
     def lane(i: int) -> None:
         for j in lanes[i]:
             dz = work.dz(j)
             if work.need_dx:
-                work.write_dx(j, work.back.multiply([work.dz_points(dz)], work.U, strips))
+                work.write_dx(j, work.back.multiply([work.dz_points(dz)], U, strips))
             how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i])
 
     run(len(lanes), lane)
-    return sums
+    return how.dw(sums, factors)
 
 
-def _backward_by_points(work: _Backward) -> np.ndarray:
-    """All strips to the points, point by point the products, and back: reads the weights once."""
+def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
+    """All strips to the points, the products there, and back: weights are transformed once."""
     how, strips = work.how, work.strips
     tiles = strips * how.row_tiles
     V, dM = (empty(how.P**2, work.count * tiles, c) for c in (how.C, how.F))
@@ -386,10 +395,11 @@ def _backward_by_points(work: _Backward) -> np.ndarray:
             work.write_dx(j, work.back.untiled(M, strips, j * tiles))
         how.tiled(work.input_points(j), strips, V, j * tiles)
 
+    few = work.count * tiles < FEW
     run(work.count, transform)
-    if work.need_dx:
-        _products(Vz, work.U, M)
+    if work.need_dx and few:
+        work.back.products_of_few(Vz, work.w, work.scale, M)
+    elif work.need_dx:
+        work.back.products(Vz, work.back.weights(work.w, work.scale), M)
     run(work.count, finish)
-    sums = empty(1, how.P**2, how.C, how.F)
-    _products(V.transpose(0, 2, 1), dM, sums[0])
-    return sums
+    return (how.gradient_of_few if few else how.gradient)(V, dM, factors)

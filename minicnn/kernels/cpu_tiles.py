@@ -15,7 +15,7 @@ from functools import cache
 import numpy as np
 
 from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
-from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, largest_divisor
+from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
 from minicnn.memory import empty
 from minicnn.threads import run, scratch
 
@@ -45,30 +45,31 @@ class Tiles:
         self.pitch, self.out_pitch = W + K - 1, W  # pixels from row to row
         self.small = W <= 32  # few pixels, large weights: all tiles of the batch at once
 
-    def strips(self, rows: int) -> int:
-        """Groups of 4 output rows, out of `rows`, to work on at a time."""
+    def strips(self, rows: int, images: int) -> int:
+        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
         values = self.P**2 * self.row_tiles * max(self.C, self.F)
         limit = min(LIMIT_BYTES // (4 * values), LIMIT_PRODUCTS // values)
-        return largest_divisor(rows // OUTPUTS, limit)
+        return largest_divisor(rows // OUTPUTS, min(limit, images * rows // OUTPUTS // PIECES))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """w (K, K, C, F), its inputs times `scale`, to (P * P, C, F)."""
-        K, C, F = self.K, self.C, self.F
-        G, U = filters(K), empty(self.P**2, C, F)
-        rows = max(1, CHUNK // F)
+        U = empty(self.P**2, self.C, self.F)
+        rows = largest_divisor(self.C, CHUNK // self.F)
 
         def chunk(j: int) -> None:
             part = slice(j * rows, (j + 1) * rows)
-            scaled = w[:, :, part] * scale[part, None]
-            np.matmul(G, scaled.reshape(K * K, -1), out=U[:, part].reshape(len(G), -1))
+            own = scratch("w", self.K, self.K, rows, self.F)
+            np.multiply(w[:, :, part], scale[part, None], out=own)
+            out = U[:, part].reshape(len(U), -1)
+            np.matmul(filters(self.K), own.reshape(self.K**2, -1), out=out)
 
-        run(-(-C // rows), chunk)
+        run(self.C // rows, chunk)
         return U
 
-    def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Tiles", np.ndarray]:
-        """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
+    def adjoint(self, w: np.ndarray) -> tuple["Tiles", np.ndarray]:
+        """What takes the gradient of the outputs to that of the inputs, and its weights."""
         back = Tiles(self.K, self.outputs, self.inputs, self.W)
-        return back, back.weights(w[::-1, ::-1].transpose(0, 1, 3, 2), scale)
+        return back, w[::-1, ::-1].transpose(0, 1, 3, 2)
 
     def tiled(
         self, points: Sequence[np.ndarray], strips: int, V: np.ndarray, first: int = 0
@@ -117,6 +118,53 @@ class Tiles:
         np.matmul(V, U, out=M)
         return self.untiled(M, strips)
 
+    def products(self, V: np.ndarray, U: np.ndarray, M: np.ndarray) -> None:
+        """M (P * P, tiles, F) of V (P * P, tiles, C)."""
+        _by_points(V, U, M)
+
+    def products_of_few(
+        self, V: np.ndarray, w: np.ndarray, scale: np.ndarray, M: np.ndarray
+    ) -> None:
+        """The same from w itself, some outputs at a time: their weights don't leave the cache."""
+        wide = self._wide(self.F, self.C)
+
+        def outputs(j: int) -> None:
+            part = slice(j * wide, (j + 1) * wide)
+            own = scratch("w", self.K, self.K, self.C, wide)
+            np.multiply(w[..., part], scale[:, None], out=own)
+            U = scratch("U", self.P**2, self.C, wide)
+            _by_chunks(filters(self.K), own.reshape(self.K**2, -1), U.reshape(len(U), -1))
+            np.matmul(V, U, out=M[:, :, part])
+
+        run(self.F // wide, outputs)
+
+    def gradient(self, V: np.ndarray, dM: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The gradient of w (K, K, C, F), times `scale` (C, F), from V and M's gradient."""
+        sums = empty(1, self.P**2, self.C, self.F)
+        _by_points(V.transpose(0, 2, 1), dM, sums[0])
+        return self.dw(sums, scale)
+
+    def gradient_of_few(self, V: np.ndarray, dM: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The same, some inputs at a time."""
+        dw = empty(self.K, self.K, self.C, self.F)
+        wide = self._wide(self.C, self.F)
+
+        def inputs(j: int) -> None:
+            part = slice(j * wide, (j + 1) * wide)
+            dU = scratch("U", self.P**2, wide, self.F)
+            np.matmul(V[:, :, part].transpose(0, 2, 1), dM, out=dU)
+            own = scratch("w", self.K, self.K, wide, self.F)
+            _by_chunks(filters(self.K).T, dU.reshape(len(dU), -1), own.reshape(self.K**2, -1))
+            np.multiply(own, scale[part], out=dw[:, :, part])
+
+        run(self.C // wide, inputs)
+        return dw
+
+    def _wide(self, channels: int, others: int) -> int:
+        """Channels to take at a time: their weights fit in cache, and every thread has some."""
+        in_cache = LIMIT_BYTES * 3 // 4 // (4 * self.P**2 * others)
+        return largest_divisor(channels, min(in_cache, channels // 4))
+
     def sums(self, lanes: int) -> np.ndarray:
         """Zeros to add the gradient of the weights up in, for each lane."""
         return np.zeros((lanes, self.P**2, self.C, self.F), np.float32)
@@ -149,15 +197,32 @@ class Tiles:
 
     def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
-        G = filters(self.K)
         dw = empty(self.K**2, self.C * self.F)
         sums, scale = sums.reshape(len(sums), self.P**2, -1), scale.reshape(-1)
 
         def chunk(j: int) -> None:
             part = slice(j * CHUNK, (j + 1) * CHUNK)
-            total = sums[0, :, part] if len(sums) == 1 else sums[:, :, part].sum(0)
-            np.matmul(G.T, total, out=dw[:, part])
+            np.matmul(filters(self.K).T, sums[:, :, part].sum(0), out=dw[:, part])
             dw[:, part] *= scale[part]
 
         run(-(-self.C * self.F // CHUNK), chunk)
         return dw.reshape(self.K, self.K, self.C, self.F)
+
+
+def _by_points(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
+    """out[p] = A[p] @ B[p], some points for every thread."""
+    parts = np.array_split(np.arange(len(A)), 8)
+
+    def some(j: int) -> None:
+        points = slice(parts[j][0], parts[j][-1] + 1)
+        np.matmul(A[points], B[points], out=out[points])
+
+    run(len(parts), some)
+
+
+def _by_chunks(matrix: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out = matrix @ rows, cut into products that OpenBLAS does without copies."""
+    (height, width), chunk = matrix.shape, largest_divisor(rows.shape[1], CHUNK)
+    count, length = rows.shape[1] // chunk, rows.shape[1]
+    source = strided(rows, 0, (count, width, chunk), (chunk, length, 1))
+    np.matmul(matrix, source, out=strided(out, 0, (count, height, chunk), (chunk, length, 1)))

@@ -57,7 +57,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     one = np.ones(C, np.float32)
     U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
     bias = np.tile(b, 2 * how.pitch)
-    strips = how.strips(H)
+    strips = how.strips(H, N)
     rows = OUTPUTS * strips
 
     def strip(j: int) -> None:

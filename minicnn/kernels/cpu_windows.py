@@ -65,12 +65,13 @@ class Windows:
         self.pitch = self.out_pitch = -(-(W + K - 1) // K) * K  # pixels from row to row
         self.sets = len(self.inputs)
 
-    def strips(self, rows: int) -> int:
-        """Groups of 4 output rows, out of `rows`, to work on at a time."""
+    def strips(self, rows: int, images: int) -> int:
+        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
         C, F = sum(self.inputs), sum(self.outputs)
         in_cache = LIMIT_BYTES // (4 * self.P * self.pitch * (C + F))
         small_products = LIMIT_PRODUCTS // (self.pitch * max(self.inputs) * max(self.outputs))
-        return largest_divisor(rows // OUTPUTS, min(in_cache, small_products))
+        pieces = images * rows // OUTPUTS // PIECES
+        return largest_divisor(rows // OUTPUTS, min(in_cache, small_products, pieces))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
         """w (K, K, C, F), its inputs times `scale`, to a (P, 1, 1, K * C, F) for each of its inputs
@@ -84,10 +85,10 @@ class Windows:
             for u, F in zip(_split(U, self.outputs, 3), self.outputs, strict=True)
         ]
 
-    def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Windows", Weights]:
-        """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
+    def adjoint(self, w: np.ndarray) -> tuple["Windows", np.ndarray]:
+        """What takes the gradient of the outputs to that of the inputs, and its weights."""
         back = Windows(self.K, self.outputs, self.inputs, self.W)
-        return back, back.weights(w[::-1, ::-1].transpose(0, 1, 3, 2), scale)
+        return back, w[::-1, ::-1].transpose(0, 1, 3, 2)
 
     def multiply(self, points: Sequence[np.ndarray], U: Weights, strips: int) -> list[np.ndarray]:
         """Inputs at the points to outputs at the points: sets of (P, strips, pitch, F)."""
@@ -143,6 +144,7 @@ def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
 
 
 LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
+PIECES = 4  # of a batch, at least: some for every thread
 MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
 LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
 
