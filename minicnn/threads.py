@@ -11,6 +11,7 @@ made in the order of the pieces: the same numbers come out on one thread or on e
 import itertools
 import math
 import os
+import sys
 import threading
 from collections.abc import Callable
 from queue import SimpleQueue
@@ -21,6 +22,7 @@ from threadpoolctl import ThreadpoolController
 
 Job = Callable[[int], None]
 
+PATIENCE = 1e-6  # seconds that a thread waits before it asks for Python's lock
 MANY = 2000  # work arrays of different shapes that a thread remembers
 
 
@@ -88,14 +90,19 @@ class _Team:
             raise task.error
 
 
-class _SingleBlas:
-    """While anyone is inside, BLAS runs on one thread; the last to leave restores it."""
+class _Settings:
+    """While anyone is inside, BLAS runs on one thread, and Python's lock changes hands at once.
+
+    By default a thread sleeps until the lock is free or 5 ms have passed, and to be woken takes
+    longer than most of what follows. The last to leave restores both.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
         self.libraries: list[Any] | None = None
         self.before: list[int] = []
+        self.interval = sys.getswitchinterval()
 
     def __enter__(self) -> None:
         with self.lock:
@@ -106,6 +113,8 @@ class _SingleBlas:
                 self.before = [library.num_threads for library in self.libraries]
                 for library in self.libraries:
                     library.set_num_threads(1)
+                self.interval = sys.getswitchinterval()
+                sys.setswitchinterval(PATIENCE)
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -114,6 +123,7 @@ class _SingleBlas:
             if self.inside == 0:
                 for library, count in zip(self.libraries or [], self.before, strict=True):
                     library.set_num_threads(count)
+                sys.setswitchinterval(self.interval)
 
 
 def _cores() -> int:
@@ -124,7 +134,7 @@ def _cores() -> int:
 
 
 _team = _Team(_cores())
-_single_blas = _SingleBlas()
+_settings = _Settings()
 _own = threading.local()
 
 
@@ -144,14 +154,14 @@ def set_num_threads(count: int) -> None:
 
 def run(count: int, job: Job) -> None:
     """Call `job(0)` ... `job(count - 1)` on all threads, in any order; return when all are done."""
-    with _single_blas:
+    with _settings:
         _team.run(count, job)
 
 
 def _forget() -> None:
     """A forked child has none of the threads: it starts with a team of its own."""
-    global _team, _single_blas
-    _team, _single_blas = _Team(_team.size), _SingleBlas()
+    global _team, _settings
+    _team, _settings = _Team(_team.size), _Settings()
 
 
 if hasattr(os, "register_at_fork"):

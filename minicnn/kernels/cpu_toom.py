@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.threads import run
+
 OUTPUTS = 4  # made at a time, along the axis
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # small numbers: their powers are what costs digits
 ONE = 1  # where 1 is among them: its powers are all 1, what is added there reaches every output
@@ -64,6 +66,14 @@ def strided(a: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[
 @cache
 def _bytes(*strides: int) -> tuple[int, ...]:
     return tuple(4 * step for step in strides)
+
+
+def combine(matrix: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """A sum of planes (first axis) for each row of `matrix`."""
+    out = np.empty((len(matrix), *planes.shape[1:]), np.float32)
+    flat = planes.reshape(len(planes), -1)
+    run(1, lambda _: np.matmul(matrix, flat, out=out.reshape(len(matrix), -1)))  # on one BLAS thread
+    return out
 
 
 def to_points(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
-from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_toom import ONE, OUTPUTS, combine, from_points, spread, to_points, toom
 from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
     LIMIT_BYTES,
@@ -89,7 +89,7 @@ def conv_transpose2d_backward(
     pitch = -(-(2 * W + 2) // 4) * 4  # of dy's rows
     # dx's row i sees the odd rows i - 1, i and the even rows i, i + 1: in dy, from 2i - 1 on.
     taps = [w[[0, 2]], w[[1, 3]]]
-    U = [np.tensordot(toom(TAPS).filters, t, 1).reshape(P, 1, 1, 4 * F, C) for t in taps]
+    U = [combine(toom(TAPS).filters, t).reshape(P, 1, 1, 4 * F, C) for t in taps]
     per_strip = 4 * P * (2 * pitch * F + pitch * C)
     strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
     rows, pixels = OUTPUTS * strips, strips * pitch
@@ -136,6 +136,6 @@ def conv_transpose2d_backward(
     run(len(groups), group)
     dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
-    dw[[0, 2]], dw[[1, 3]] = (np.tensordot(toom(TAPS).filters.T, part, 1) for part in dU)
+    dw[[0, 2]], dw[[1, 3]] = (combine(toom(TAPS).filters.T, part) for part in dU)
     result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, dw, db.sum(0, dtype=float).astype(np.float32)

@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
+from minicnn.kernels.cpu_toom import OUTPUTS, combine, strided, toom
 from minicnn.threads import scratch
 
 Weights = list[list[np.ndarray]]
@@ -76,7 +76,7 @@ class Windows:
     def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
         """w (K, K, C, F), its inputs times `scale`, to a (P, 1, 1, K * C, F) for each of its inputs
         and outputs."""
-        U = np.tensordot(toom(self.K).filters, w * scale[:, None], 1)  # (P, K, C, F)
+        U = combine(toom(self.K).filters, w * scale[:, None])  # (P, K, C, F)
         return [
             [
                 np.ascontiguousarray(part).reshape(self.P, 1, 1, -1, F)
@@ -136,7 +136,7 @@ class Windows:
         total = sums.sum((0, 2))  # (P, K * C of all inputs, F)
         parts = _split(total, [self.K * C for C in self.inputs], 1)
         dU = np.concatenate([part.reshape(self.P, self.K, -1, *self.outputs) for part in parts], 2)
-        return np.tensordot(toom(self.K).filters.T, dU, 1) * scale
+        return combine(toom(self.K).filters.T, dU) * scale
 
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
