@@ -91,7 +91,7 @@ def conv_bn_relu(
     sign = np.sign(gamma)
     if (sign < 0).any():
         w = w * sign
-    constant = sign * b + (w.sum((0, 1)) * _joined(sources, "shift")[:, None]).sum(0)
+    constant = sign * b + _uniform(_joined(sources, "shift"), w)
     z = empty(N, H, W, len(b))
     how = _method(sources, w)
     scales = _joined(sources, "scale")
@@ -108,6 +108,21 @@ def conv_bn_relu(
     scale = np.abs(gamma) * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
     return y, BlockCache(sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics)
+
+
+def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What a convolution makes of an endless image, all pixels of which are x (C,)."""
+    pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
+    parts = np.array_split(np.arange(len(pixels)), LANES)
+    sums = np.empty((LANES, w.shape[3]), np.float32)
+
+    def some(j: int) -> None:
+        part = slice(parts[j][0], parts[j][-1] + 1)
+        np.matmul(pixels[part], matrix[part], out=sums[j])
+
+    if x.any():
+        run(LANES, some)
+    return sums.sum(0) if x.any() else np.zeros_like(sums[0])
 
 
 def _joined(sources: list[Map], what: str) -> np.ndarray:
@@ -370,7 +385,8 @@ def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
             dz = work.dz(j)
             if work.need_dx:
                 work.write_dx(j, work.back.multiply([work.dz_points(dz)], U, strips))
-            how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i])
+            first = j == lanes[i][0]
+            how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i], first)
 
     run(len(lanes), lane)
     return how.dw(sums, factors)

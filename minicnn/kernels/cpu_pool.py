@@ -12,7 +12,6 @@ import numpy as np
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum
 from minicnn.kernels.cpu_windows import largest_divisor
 from minicnn.memory import empty
-from minicnn.ops import over_pixels
 from minicnn.threads import run, scratch
 
 BAND_VALUES = 1 << 17  # values worked on at a time
@@ -132,7 +131,8 @@ def pointwise_backward(dy: np.ndarray, cache: PointwiseCache) -> tuple[Any, np.n
     dx, source = empty(N, H, W, C), x.activation()
     rows = _band(H, W * C)
     count = N * (H // rows)
-    slots, dw = np.zeros((count, 2, C), np.float32), np.zeros((count, C, F), np.float32)
+    slots, dw = np.zeros((count, 2, C), np.float32), np.empty((count, C, F), np.float32)
+    db = np.empty((count, F), np.float32)
 
     def band(j: int) -> None:
         n, first = divmod(j * rows, H)
@@ -142,10 +142,11 @@ def pointwise_backward(dy: np.ndarray, cache: PointwiseCache) -> tuple[Any, np.n
         out = dx[n, first : first + rows].reshape(rows, W * C)
         np.matmul(d, w[0, 0].T, out=out.reshape(-1, C))
         np.matmul(X.reshape(-1, C).T, d, out=dw[j])
+        np.sum(d, 0, out=db[j])
         if x.of_block:
             mask_and_sum(out, x, n, first, first + rows, slots[j])
 
     run(count, band)
     total = dw.sum(0, dtype=float).astype(np.float32)[None, None]
     result = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
-    return result, total, over_pixels(dy)
+    return result, total, db.sum(0, dtype=float).astype(np.float32)

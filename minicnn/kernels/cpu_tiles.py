@@ -166,8 +166,8 @@ class Tiles:
         return largest_divisor(channels, min(in_cache, channels // 4))
 
     def sums(self, lanes: int) -> np.ndarray:
-        """Zeros to add the gradient of the weights up in, for each lane."""
-        return np.zeros((lanes, self.P**2, self.C, self.F), np.float32)
+        """Room to add the gradient of the weights up in, for each lane."""
+        return empty(lanes, self.P**2, self.C, self.F)
 
     def spread(self, dM: np.ndarray, strips: int, out: np.ndarray, first: int = 0) -> np.ndarray:
         """The adjoint of `untiled`: dM (P, strips, pitch, F) to (P * P, tiles, F)."""
@@ -185,15 +185,22 @@ class Tiles:
         return out
 
     def correlate(
-        self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int, sums: np.ndarray
+        self,
+        points: Sequence[np.ndarray],
+        dM: np.ndarray,
+        strips: int,
+        sums: np.ndarray,
+        first: bool,
     ) -> None:
-        """Add U's gradient to `sums`: every tile times the gradient of what it made."""
+        """U's gradient, every tile times the gradient of what it made: put it into `sums`, or,
+        if it is not the first there, add it."""
         tiles = strips * self.row_tiles
         V = self.tiled(points, strips, scratch("V2", self.P**2, tiles, self.C))
         dM2 = self.spread(dM, strips, scratch("M2", self.P**2, tiles, self.F))
-        product = scratch("dU", *sums.shape)
+        product = sums if first else scratch("dU", *sums.shape)
         np.matmul(V.transpose(0, 2, 1), dM2, out=product)
-        sums += product
+        if not first:
+            sums += product
 
     def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""

@@ -23,7 +23,7 @@ from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
 from minicnn.kernels.cpu_toom import strided
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
 from minicnn.memory import empty
-from minicnn.ops import Pad, over_pixels, pads
+from minicnn.ops import Pad, pads
 from minicnn.threads import run, scratch
 
 LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
@@ -88,7 +88,7 @@ def conv_transpose2d_backward(
     count = N * (H // rows)
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
-    slots = np.zeros((count, 2, C), np.float32)
+    slots, db = np.zeros((count, 2, C), np.float32), np.empty((count, F), np.float32)
     sums = np.zeros((len(groups), *matrix.shape), np.float32)
     incoming, source = Map(dy), x.activation()
 
@@ -108,6 +108,9 @@ def conv_transpose2d_backward(
         product = scratch("dU", *matrix.shape)
         np.matmul(windows.T, value.reshape(-1, C), out=product)
         total += product
+        ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
+        by_column = np.ones((1, 2 * rows), np.float32) @ ours
+        np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:
         for j in groups[i]:
@@ -115,4 +118,4 @@ def conv_transpose2d_backward(
 
     run(len(groups), group)
     result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
-    return result, sums.sum(0).reshape(w.shape), over_pixels(dy)
+    return result, sums.sum(0).reshape(w.shape), db.sum(0, dtype=float).astype(np.float32)

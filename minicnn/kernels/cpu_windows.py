@@ -10,10 +10,12 @@ along the row: best for few channels.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
 from minicnn.kernels.cpu_toom import OUTPUTS, combine, strided, toom
+from minicnn.memory import empty
 from minicnn.threads import scratch
 
 Weights = list[list[np.ndarray]]
@@ -109,14 +111,19 @@ class Windows:
         return self.pitch * largest_divisor(strips, limit // self.pitch)
 
     def sums(self, lanes: int) -> np.ndarray:
-        """Zeros to add the gradient of the weights up in, for each lane."""
-        shape = lanes, self.P, self.K, self.K * sum(self.inputs), *self.outputs
-        return np.zeros(shape, np.float32)
+        """Room to add the gradient of the weights up in, for each lane."""
+        return empty(lanes, self.P, self.K, self.K * sum(self.inputs), *self.outputs)
 
     def correlate(
-        self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int, sums: np.ndarray
+        self,
+        points: Sequence[np.ndarray],
+        dM: np.ndarray,
+        strips: int,
+        sums: np.ndarray,
+        first: bool,
     ) -> None:
-        """Add U's gradient to `sums`: every window times the gradient of what it made."""
+        """U's gradient, every window times the gradient of what it made: put it into `sums`, or,
+        if it is not the first there, add it."""
         pixels = strips * self.pitch
         parts = pixels // self._part(strips, CORRELATED)
         shape = self.P, parts, pixels // parts
@@ -127,8 +134,11 @@ class Windows:
             x = windows(V, *shape, C, self.K, 1)
             products = scratch("dU", self.P, parts, self.K, self.K * C, F)
             np.matmul(x.swapaxes(3, 4), dy, out=products)
-            total = np.add.reduce(products, 1, out=scratch("dU sum", self.P, self.K, self.K * C, F))
-            sums[:, :, start : start + self.K * C] += total
+            own = sums[:, :, start : start + self.K * C]
+            if first:
+                np.add.reduce(products, 1, out=own)
+            else:
+                own += np.add.reduce(products, 1, out=scratch("dU sum", *own.shape))
             start += self.K * C
 
     def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
@@ -149,6 +159,7 @@ MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fast
 LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
 
 
+@cache
 def largest_divisor(total: int, limit: int) -> int:
     """The largest divisor of `total` that is at most `limit`, at least 1."""
     return next(d for d in range(max(1, min(total, limit)), 0, -1) if total % d == 0)
