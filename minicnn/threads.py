@@ -14,6 +14,7 @@ import os
 import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -166,6 +167,13 @@ def _forget() -> None:
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
+
+
+@cache
+def shares(count: int, parts: int) -> tuple[range, ...]:
+    """0 ... count - 1 in so many runs, or fewer, of about the same length."""
+    parts = min(count, parts)
+    return tuple(range(i * count // parts, (i + 1) * count // parts) for i in range(parts))
 
 
 def scratch(name: str, *shape: int) -> np.ndarray:

@@ -26,14 +26,11 @@ def adam(
     shrink: float,
 ) -> None:
     """Move all parameters; `decay` adds p to g, `shrink` takes p off p: see `minicnn.optim`."""
-    pieces = [
-        [array.reshape(-1)[start : start + PIECE] for array in row]
-        for row in rows
-        for start in range(0, row[0].size, PIECE)
-    ]
+    pieces = [(row, start) for row in rows for start in range(0, row[0].size, PIECE)]
 
     def piece(j: int) -> None:
-        p, g, m, v = pieces[j]
+        row, start = pieces[j]
+        p, g, m, v = (array.reshape(-1)[start : start + PIECE] for array in row)
         x = scratch("adam", p.size)
         if decay:
             g = np.add(g, np.multiply(p, np.float32(decay), out=x), out=scratch("g", p.size))

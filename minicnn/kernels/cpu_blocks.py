@@ -31,7 +31,7 @@ from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_point
 from minicnn.kernels.cpu_windows import Windows
 from minicnn.memory import empty
 from minicnn.ops import Pad, Statistics, pads
-from minicnn.threads import run, scratch
+from minicnn.threads import run, scratch, shares
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
 FEW = 100  # tiles: with fewer, the weights are most of the work
@@ -113,15 +113,15 @@ def conv_bn_relu(
 def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """What a convolution makes of an endless image, all pixels of which are x (C,)."""
     pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
-    parts = np.array_split(np.arange(len(pixels)), LANES)
-    sums = np.empty((LANES, w.shape[3]), np.float32)
+    parts = shares(len(pixels), LANES)
+    sums = np.empty((len(parts), w.shape[3]), np.float32)
 
     def some(j: int) -> None:
-        part = slice(parts[j][0], parts[j][-1] + 1)
+        part = slice(parts[j].start, parts[j].stop)
         np.matmul(pixels[part], matrix[part], out=sums[j])
 
     if x.any():
-        run(LANES, some)
+        run(len(parts), some)
     return sums.sum(0) if x.any() else np.zeros_like(sums[0])
 
 
@@ -153,7 +153,7 @@ def conv_bn_relu_predict(
     relu(gamma (conv(x; w) + b - mean) / std + beta) = relu(conv(x; w scale) + shift).
     """
     (top, _), (left, _) = pads(pad)
-    sources = [Map(x.value()) if x.lazy else x for x in sources]
+    sources = [Map(x.value()) if x.scaled else x for x in sources]
     N, H, W, _ = sources[0].shape
     scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
     shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
@@ -162,12 +162,8 @@ def conv_bn_relu_predict(
     if kept is None or type(how) not in kept:
         w = w * scale
     ones = np.ones(w.shape[2], np.float32)
-    _convolve(how, w, ones, sources, top, left, y, _relu, shift, kept)
-    return Map(y)
-
-
-def _relu(rows: np.ndarray) -> None:
-    np.maximum(rows, 0, out=rows)
+    _convolve(how, w, ones, sources, top, left, y, None, shift, kept)
+    return Map(y, rectified=True)
 
 
 def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -193,7 +189,7 @@ def _convolve(
     top: int,
     left: int,
     z: np.ndarray,
-    finish: Callable[[np.ndarray], Any],
+    finish: Callable[[np.ndarray], Any] | None,
     shift: np.ndarray | None = None,
     kept: dict[Any, Any] | None = None,
 ) -> list[Any]:
@@ -218,7 +214,8 @@ def _convolve(
         if shifts is not None:
             M.reshape(-1, strips, how.out_pitch * F)[ONE] += shifts
         from_points(M, K, strips, W * F, how.out_pitch * F, target, how.sets)
-        results[j] = finish(out)
+        if finish is not None:
+            results[j] = finish(out)
 
     if how.small:
         tiles = strips * how.row_tiles
@@ -376,7 +373,7 @@ class _Backward:
 def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
     """Strip after strip, all steps while it is in cache; each lane sums its strips in order."""
     how, strips = work.how, work.strips
-    lanes = np.array_split(np.arange(work.count), min(LANES, work.count))
+    lanes = shares(work.count, LANES)
     sums = how.sums(len(lanes))
     U = work.back.weights(work.w, work.scale) if work.need_dx else None
 
@@ -385,7 +382,7 @@ def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
             dz = work.dz(j)
             if work.need_dx:
                 work.write_dx(j, work.back.multiply([work.dz_points(dz)], U, strips))
-            first = j == lanes[i][0]
+            first = j == lanes[i].start
             how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i], first)
 
     run(len(lanes), lane)

@@ -35,10 +35,10 @@ class Source(Protocol):
 
 
 class Map:
-    """An activation (N, H, W, C): scale * max(z, floor) + shift; or `z`, where there is no scale.
+    """An activation (N, H, W, C), as one of three:
 
-    `scale` is above 0. `of_block`: z is a block's convolution, whose batch norm waits for the
-    sums of its gradient.
+    `z` itself; max(z, 0), `rectified`; or, of a `block`, scale * max(z, floor) + shift, where z
+    is a convolution whose batch norm waits for the sums of its gradient.
     """
 
     def __init__(
@@ -46,18 +46,23 @@ class Map:
         z: np.ndarray,
         scale: np.ndarray | None = None,
         shift: np.ndarray | None = None,
-        of_block: bool = True,
+        rectified: bool = False,
     ) -> None:
         self.z, self.shape, self.size, self.dtype = z, z.shape, z.size, z.dtype
         self.scale, self.shift = scale, shift
-        self.lazy = scale is not None
-        self.of_block = self.lazy and of_block
-        if scale is None or shift is None:
-            self.border = np.zeros((z.shape[2] + BORDER) * z.shape[3], np.float32)
-        else:  # for every pixel of a row: loops over C values only are slow
-            self.border = np.tile(-shift / scale, z.shape[2] + BORDER)
-        self.floors = self.border[: z.shape[2] * z.shape[3]]
+        self.of_block = self.scaled = scale is not None
+        self.lazy = self.scaled or rectified
+        W, C = z.shape[2:]
+        floor = np.zeros(C, np.float32) if scale is None or shift is None else -shift / scale
+        self.border = np.tile(floor, W + BORDER)  # per pixel: loops over C values only are slow
+        self.floors = self.border[: W * C]
         self.token = next(_tokens)
+
+    def like(self, z: np.ndarray) -> "Map":
+        """Another `z` in place of this one's, with the same steps to take; not a block's."""
+        other = Map(z, self.scale, self.shift, self.lazy)
+        other.of_block = False
+        return other
 
     def band(self, n: int, first: int, last: int) -> np.ndarray:
         """Rows [first, last) of z of image n, (rows, W * C)."""
@@ -72,7 +77,7 @@ class Map:
 
     def activation(self) -> Source:
         """A source that reads the activation itself, with zeros around."""
-        return _Activation(self) if self.lazy else self
+        return _Activation(self) if self.scaled else self
 
     def value(self) -> np.ndarray:
         """The activation as an array."""

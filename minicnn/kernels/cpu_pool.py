@@ -55,7 +55,7 @@ def max_pool2d(x: Map) -> tuple[Map, PoolCache]:
         np.maximum(even, odd, out=out)
 
     run(N * (H // rows), band)
-    return Map(z, x.scale, x.shift, of_block=False), PoolCache(x, z)
+    return x.like(z), PoolCache(x, z)
 
 
 def max_pool2d_backward(

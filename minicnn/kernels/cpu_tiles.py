@@ -17,7 +17,7 @@ import numpy as np
 from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
 from minicnn.memory import empty
-from minicnn.threads import run, scratch
+from minicnn.threads import run, scratch, shares
 
 CHUNK = 1024  # weights transformed at a time
 
@@ -218,10 +218,10 @@ class Tiles:
 
 def _by_points(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
     """out[p] = A[p] @ B[p], some points for every thread."""
-    parts = np.array_split(np.arange(len(A)), 8)
+    parts = shares(len(A), 8)
 
     def some(j: int) -> None:
-        points = slice(parts[j][0], parts[j][-1] + 1)
+        points = slice(parts[j].start, parts[j].stop)
         np.matmul(A[points], B[points], out=out[points])
 
     run(len(parts), some)

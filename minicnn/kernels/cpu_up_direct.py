@@ -24,7 +24,7 @@ from minicnn.kernels.cpu_toom import strided
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
 from minicnn.memory import empty
 from minicnn.ops import Pad, pads
-from minicnn.threads import run, scratch
+from minicnn.threads import run, scratch, shares
 
 LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
 
@@ -38,9 +38,9 @@ def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
     )
 
 
-def lanes(count: int, weights: int) -> list[np.ndarray]:
+def lanes(count: int, weights: int) -> tuple[range, ...]:
     """Strips 0 ... count - 1 in groups, each with its own sum for the weights' gradient."""
-    return np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // weights)))
+    return shares(count, min(LANES, max(2, LANE_VALUES // weights)))
 
 
 @dataclass(frozen=True)

@@ -150,7 +150,7 @@ class Windows:
 
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
-    return np.split(a, np.cumsum(sizes)[:-1], axis)
+    return [a] if len(sizes) == 1 else np.split(a, np.cumsum(sizes)[:-1], axis)
 
 
 LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
