@@ -11,7 +11,7 @@ import numpy as np
 
 from minicnn.threads import run, scratch
 
-PIECE = 1 << 15  # values
+PIECE = 1 << 17  # values: with smaller ones, threads wait for Python more than they work
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # p, g, m, v
 
