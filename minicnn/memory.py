@@ -39,8 +39,10 @@ def _take(size: int) -> np.ndarray:
         while _returned:
             block = _returned.popleft()
             _free.setdefault(block.size, []).append(block)
-        fitting = size if size in _free else min(
-            (known for known in _free if size <= known <= size + size // 4), default=None
+        fitting = (
+            size
+            if size in _free
+            else min((known for known in _free if size <= known <= size + size // 4), default=None)
         )
         if fitting is not None:
             blocks = _free.pop(fitting)

@@ -127,6 +127,13 @@ class _Settings:
                 sys.setswitchinterval(self.interval)
 
 
+class _Own(threading.local):
+    """A thread's work arrays, and whatever else it knows of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
+
+
 def _cores() -> int:
     wanted = os.environ.get("MINICNN_NUM_THREADS", "")
     if wanted.isdigit() and int(wanted) > 0:
@@ -136,7 +143,7 @@ def _cores() -> int:
 
 _team = _Team(_cores())
 _settings = _Settings()
-_own = threading.local()
+_own = _Own()
 
 
 def num_threads() -> int:
@@ -180,14 +187,14 @@ def scratch(name: str, *shape: int) -> np.ndarray:
     """A float32 work array of this thread, its content undefined; the next call of that name
     gives the same memory. It grows as needed and stays: fresh pages cost more than arithmetic.
     """
-    known = _own.__dict__
+    known = _own.known
     array: np.ndarray | None = known.get((name, shape))
     return _cut(known, name, shape) if array is None else array
 
 
 def last_use(name: str, use: Any) -> bool:
     """Whether work array `name` served for this very `use` the last time; from now on it does."""
-    known = _own.__dict__
+    known = _own.known
     before = known.get((name, "use"))
     known[name, "use"] = use
     return bool(before == use)

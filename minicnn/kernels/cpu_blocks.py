@@ -312,9 +312,7 @@ def _convolve_backward(
 class _Backward:
     """The steps of a backward pass on strip j, which both orders below are made of."""
 
-    def __init__(
-        self, source: Source, cache: BlockCache, scale: np.ndarray, need_dx: bool
-    ) -> None:
+    def __init__(self, source: Source, cache: BlockCache, scale: np.ndarray, need_dx: bool) -> None:
         self.source, self.shape, self.sources = source, cache.y.shape, cache.sources
         self.top, self.left = cache.top, cache.left
         N, H, _, self.F = self.shape

@@ -77,7 +77,9 @@ class Map:
 
     def activation(self) -> Source:
         """A source that reads the activation itself, with zeros around."""
-        return _Activation(self) if self.scaled else self
+        if self.scale is None or self.shift is None:
+            return self
+        return _Activation(self, self.scale, self.shift)
 
     def value(self) -> np.ndarray:
         """The activation as an array."""
@@ -92,10 +94,10 @@ class Map:
 class _Activation:
     """Reads relu(scale z + shift), for those who can't take the scale into their weights."""
 
-    def __init__(self, x: Map) -> None:
+    def __init__(self, x: Map, scale: np.ndarray, shift: np.ndarray) -> None:
         self.x, self.shape, self.token = x, x.shape, next(_tokens)
         self.border = np.zeros_like(x.border)
-        self.scales, self.shifts = (np.tile(a, x.shape[2]) for a in (x.scale, x.shift))
+        self.scales, self.shifts = np.tile(scale, x.shape[2]), np.tile(shift, x.shape[2])
 
     def read(self, n: int, first: int, last: int, out: np.ndarray) -> None:
         np.multiply(self.x.band(n, first, last), self.scales, out=out)
@@ -152,9 +154,7 @@ def padded(
     return X
 
 
-def mask_and_sum(
-    dy: np.ndarray, of: Map, n: int, first: int, last: int, sums: np.ndarray
-) -> None:
+def mask_and_sum(dy: np.ndarray, of: Map, n: int, first: int, last: int, sums: np.ndarray) -> None:
     """Zero dy (rows, W * C), rows [first, last) of `of`, where the ReLU did; sum it up in `sums`.
 
     `sums` (2, C): of dy and of dy * z.

@@ -71,8 +71,11 @@ def _bytes(*strides: int) -> tuple[int, ...]:
 def combine(matrix: np.ndarray, planes: np.ndarray) -> np.ndarray:
     """A sum of planes (first axis) for each row of `matrix`."""
     out = np.empty((len(matrix), *planes.shape[1:]), np.float32)
-    flat = planes.reshape(len(planes), -1)
-    run(1, lambda _: np.matmul(matrix, flat, out=out.reshape(len(matrix), -1)))  # on one BLAS thread
+
+    def product(_: int) -> None:
+        np.matmul(matrix, planes.reshape(len(planes), -1), out=out.reshape(len(matrix), -1))
+
+    run(1, product)  # where BLAS has one thread
     return out
 
 

@@ -55,9 +55,10 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     F = len(b)
     y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
-    U = np.ascontiguousarray(taps.transpose(1, 0, 2, 5, 3, 4)).reshape(2, 4 * C, 2 * F)
+    U = np.ascontiguousarray(taps.transpose(1, 3, 4, 0, 2, 5)).reshape(2, 2 * F, 4 * C)
     bias = np.tile(b, 2 * W)
-    rows = largest_divisor(H, LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F)))
+    in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
+    rows = largest_divisor(H, min(in_cache, N * H // 2))
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
@@ -69,7 +70,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
         for r in (0, 1):  # the upper outputs are those of the windows one row further down
             seeing = windows[1 - r : 1 - r + rows].reshape(-1, 4 * C)
             M = scratch("M0", rows, (W + 1) * 2 * F)
-            np.matmul(seeing, U[r], out=M.reshape(-1, 2 * F))
+            np.matmul(seeing, U[r].T, out=M.reshape(-1, 2 * F))
             np.add(M[:, F:-F], bias, out=out[:, 1 - r])
 
     run(N * (H // rows), strip)
@@ -84,7 +85,8 @@ def conv_transpose2d_backward(
     N, H, W, C = x.shape
     F = dy.shape[3]
     matrix = w.reshape(16 * F, C)
-    rows = largest_divisor(H, LIMIT_BYTES // (4 * W * (20 * F + C)))
+    in_cache = LIMIT_BYTES // (4 * W * (20 * F + C))
+    rows = largest_divisor(H, min(in_cache, N * H // 2))
     count = N * (H // rows)
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
