@@ -13,8 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
-from minicnn.kernels.cpu_adam import adam
+from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -181,6 +180,7 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
     return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(scale)
 
 
+adam = cpu_adam.adam
 # A GPU has kernels for these; here the formulas of their users are as good.
 loss: Any = None
 update_running: Any = None

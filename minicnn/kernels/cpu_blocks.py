@@ -34,7 +34,6 @@ from minicnn.ops import Pad, Statistics, pads
 from minicnn.threads import run, scratch, shares
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
-FEW = 100  # tiles: with fewer, the weights are most of the work
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
 
 
@@ -159,7 +158,8 @@ def conv_bn_relu_predict(
     shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
     y = empty(N, H, W, len(b))
     how = _method(sources, w)
-    if kept is None or type(how) not in kept:
+    kept = {} if kept is None else kept
+    if type(how) not in kept:
         w = w * scale
     ones = np.ones(w.shape[2], np.float32)
     _convolve(how, w, ones, sources, top, left, y, None, shift, kept)
@@ -222,10 +222,7 @@ def _convolve(
         V = empty(how.P**2, count * tiles, how.C)
         M = empty(how.P**2, count * tiles, F)
         run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
-        if kept is None and count * tiles < FEW:
-            how.products_of_few(V, w, scale, M)
-        else:
-            how.products(V, _weights(how, w, scale, kept), M)
+        how.products(V, w, scale, M, None if kept is None else _weights(how, w, scale, kept))
         run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
     else:
         U = _weights(how, w, scale, kept)
@@ -406,11 +403,8 @@ def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
             work.write_dx(j, work.back.untiled(M, strips, j * tiles))
         how.tiled(work.input_points(j), strips, V, j * tiles)
 
-    few = work.count * tiles < FEW
     run(work.count, transform)
-    if work.need_dx and few:
-        work.back.products_of_few(Vz, work.w, work.scale, M)
-    elif work.need_dx:
-        work.back.products(Vz, work.back.weights(work.w, work.scale), M)
+    if work.need_dx:
+        work.back.products(Vz, work.w, work.scale, M)
     run(work.count, finish)
-    return (how.gradient_of_few if few else how.gradient)(V, dM, factors)
+    return how.gradient(V, dM, factors)

@@ -11,6 +11,7 @@ The transforms along the row are tiny matrix products, C values wide: worth it f
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
@@ -20,6 +21,7 @@ from minicnn.memory import empty
 from minicnn.threads import run, scratch, shares
 
 CHUNK = 1024  # weights transformed at a time
+FEW = 100  # tiles: with fewer, the weights are most of the work
 
 
 @cache
@@ -118,14 +120,17 @@ class Tiles:
         np.matmul(V, U, out=M)
         return self.untiled(M, strips)
 
-    def products(self, V: np.ndarray, U: np.ndarray, M: np.ndarray) -> None:
-        """M (P * P, tiles, F) of V (P * P, tiles, C)."""
-        _by_points(V, U, M)
-
-    def products_of_few(
-        self, V: np.ndarray, w: np.ndarray, scale: np.ndarray, M: np.ndarray
+    def products(
+        self, V: np.ndarray, w: np.ndarray, scale: np.ndarray, M: np.ndarray, U: Any = None
     ) -> None:
-        """The same from w itself, some outputs at a time: their weights don't leave the cache."""
+        """M (P * P, tiles, F) of V (P * P, tiles, C), w and its inputs' `scale`, or U made of them.
+
+        For few tiles U is larger than all else, so it is made for some outputs at a time, and
+        does not leave the cache.
+        """
+        if U is not None or V.shape[1] >= FEW:
+            _by_points(V, self.weights(w, scale) if U is None else U, M)
+            return
         wide = self._wide(self.F, self.C)
 
         def outputs(j: int) -> None:
@@ -140,12 +145,10 @@ class Tiles:
 
     def gradient(self, V: np.ndarray, dM: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The gradient of w (K, K, C, F), times `scale` (C, F), from V and M's gradient."""
-        sums = empty(1, self.P**2, self.C, self.F)
-        _by_points(V.transpose(0, 2, 1), dM, sums[0])
-        return self.dw(sums, scale)
-
-    def gradient_of_few(self, V: np.ndarray, dM: np.ndarray, scale: np.ndarray) -> np.ndarray:
-        """The same, some inputs at a time."""
+        if V.shape[1] >= FEW:
+            sums = empty(1, self.P**2, self.C, self.F)
+            _by_points(V.transpose(0, 2, 1), dM, sums[0])
+            return self.dw(sums, scale)
         dw = empty(self.K, self.K, self.C, self.F)
         wide = self._wide(self.C, self.F)
 
