@@ -37,9 +37,9 @@ FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
 
 
-def method(K: int, inputs: list[int], F: int, W: int) -> Windows | Tiles:
-    """The rule: few channels, windows along the row; many, tiles. docs/benchmarks/layers.md."""
-    few = min(sum(inputs), F) <= 16
+def method(K: int, inputs: list[int], F: int, W: int, backward: bool = False) -> Windows | Tiles:
+    """The rule: few channels, windows along the row; many, tiles. See docs/performance.md."""
+    few = min(sum(inputs), F) <= (16 if backward else 32)
     return (Windows if few else Tiles)(K, inputs, [F], W)
 
 
@@ -93,8 +93,10 @@ def conv_bn_relu(
     constant = sign * b + _uniform(_joined(sources, "shift"), w)
     z = empty(N, H, W, len(b))
     how = _method(sources, w)
-    scales = _joined(sources, "scale")
-    sums = _convolve(how, w, scales, sources, top, left, z, _sums(len(b)))
+    U: Any = w, _joined(sources, "scale")
+    if not how.small:
+        U = how.weights(*U)
+    sums = _convolve(how, U, None, sources, top, left, z, _sums(len(b)))
     from_batch = statistics is None
     if statistics is None:
         mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
@@ -153,16 +155,17 @@ def conv_bn_relu_predict(
     """
     (top, _), (left, _) = pads(pad)
     sources = [Map(x.value()) if x.scaled else x for x in sources]
-    N, H, W, _ = sources[0].shape
-    scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
-    shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
-    y = empty(N, H, W, len(b))
     how = _method(sources, w)
-    kept = {} if kept is None else kept
-    if type(how) not in kept:
-        w = w * scale
-    ones = np.ones(w.shape[2], np.float32)
-    _convolve(how, w, ones, sources, top, left, y, None, shift, kept)
+    if kept is None or type(how) not in kept:
+        scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
+        shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
+        U = how.weights(w * scale, np.ones(w.shape[2], np.float32))
+        if kept is not None:
+            kept[type(how)] = U, shift
+    else:
+        U, shift = kept[type(how)]
+    y = empty(*sources[0].shape[:3], len(b))
+    _convolve(how, U, shift, sources, top, left, y)
     return Map(y, rectified=True)
 
 
@@ -177,24 +180,25 @@ def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
     return sums
 
 
-def _method(sources: list[Map], w: np.ndarray) -> Any:
-    return method(len(w), [x.shape[3] for x in sources], w.shape[3], sources[0].shape[2])
+def _method(sources: list[Map], w: np.ndarray, backward: bool = False) -> Any:
+    inputs = [x.shape[3] for x in sources]
+    return method(len(w), inputs, w.shape[3], sources[0].shape[2], backward)
 
 
 def _convolve(
     how: Any,
-    w: np.ndarray,
-    scale: np.ndarray,
+    U: Any,
+    shift: np.ndarray | None,
     sources: list[Map],
     top: int,
     left: int,
     z: np.ndarray,
-    finish: Callable[[np.ndarray], Any] | None,
-    shift: np.ndarray | None = None,
-    kept: dict[Any, Any] | None = None,
+    finish: Callable[[np.ndarray], Any] | None = None,
 ) -> list[Any]:
-    """z = convolution of the sources by w, whose inputs count `scale`, plus `shift`; what `finish`
-    makes of each strip of it."""
+    """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it.
+
+    U: the weights at the points; or, for a small image, (w, scale of its inputs).
+    """
     N, H, W, F = z.shape
     K = how.K
     strips = how.strips(H, N)
@@ -222,21 +226,11 @@ def _convolve(
         V = empty(how.P**2, count * tiles, how.C)
         M = empty(how.P**2, count * tiles, F)
         run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
-        how.products(V, w, scale, M, None if kept is None else _weights(how, w, scale, kept))
+        how.products(V, U, M)
         run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
     else:
-        U = _weights(how, w, scale, kept)
         run(count, lambda j: back(j, how.multiply(points(j), U, strips)[0]))
     return results
-
-
-def _weights(how: Any, w: np.ndarray, scale: np.ndarray, kept: dict[Any, Any] | None) -> Any:
-    """The weights at the points, those that were kept if there are."""
-    if kept is None:
-        return how.weights(w, scale)
-    if type(how) not in kept:
-        kept[type(how)] = how.weights(w, scale)
-    return kept[type(how)]
 
 
 def _points(
@@ -314,7 +308,7 @@ class _Backward:
         self.top, self.left = cache.top, cache.left
         N, H, _, self.F = self.shape
         self.K, self.channels = len(cache.w), [x.shape[3] for x in self.sources]
-        self.how = _method(self.sources, cache.w)
+        self.how = _method(self.sources, cache.w, backward=True)
         self.strips = self.how.strips(H, N)
         self.rows = OUTPUTS * self.strips
         self.count = N * (H // self.rows)
@@ -405,6 +399,6 @@ def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
 
     run(work.count, transform)
     if work.need_dx:
-        work.back.products(Vz, work.w, work.scale, M)
+        work.back.products(Vz, (work.w, work.scale), M)
     run(work.count, finish)
     return how.gradient(V, dM, factors)

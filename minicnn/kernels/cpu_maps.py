@@ -53,8 +53,10 @@ class Map:
         self.of_block = self.scaled = scale is not None
         self.lazy = self.scaled or rectified
         W, C = z.shape[2:]
-        floor = np.zeros(C, np.float32) if scale is None or shift is None else -shift / scale
-        self.border = np.tile(floor, W + BORDER)  # per pixel: loops over C values only are slow
+        if scale is None or shift is None:
+            self.border = np.zeros((W + BORDER) * C, np.float32)
+        else:  # for every pixel: loops over C values only are slow
+            self.border = np.tile(-shift / scale, W + BORDER)
         self.floors = self.border[: W * C]
         self.token = next(_tokens)
 

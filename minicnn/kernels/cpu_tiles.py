@@ -120,26 +120,25 @@ class Tiles:
         np.matmul(V, U, out=M)
         return self.untiled(M, strips)
 
-    def products(
-        self, V: np.ndarray, w: np.ndarray, scale: np.ndarray, M: np.ndarray, U: Any = None
-    ) -> None:
-        """M (P * P, tiles, F) of V (P * P, tiles, C), w and its inputs' `scale`, or U made of them.
+    def products(self, V: np.ndarray, U: Any, M: np.ndarray) -> None:
+        """M (P * P, tiles, F) of V (P * P, tiles, C) and the weights U, or (w, `scale`) to be.
 
-        For few tiles U is larger than all else, so it is made for some outputs at a time, and
+        For few tiles U is larger than all else; it is made for some outputs at a time then, and
         does not leave the cache.
         """
-        if U is not None or V.shape[1] >= FEW:
-            _by_points(V, self.weights(w, scale) if U is None else U, M)
+        if isinstance(U, np.ndarray) or V.shape[1] >= FEW:
+            _by_points(V, U if isinstance(U, np.ndarray) else self.weights(*U), M)
             return
+        w, scale = U
         wide = self._wide(self.F, self.C)
 
         def outputs(j: int) -> None:
             part = slice(j * wide, (j + 1) * wide)
             own = scratch("w", self.K, self.K, self.C, wide)
             np.multiply(w[..., part], scale[:, None], out=own)
-            U = scratch("U", self.P**2, self.C, wide)
-            _by_chunks(filters(self.K), own.reshape(self.K**2, -1), U.reshape(len(U), -1))
-            np.matmul(V, U, out=M[:, :, part])
+            some = scratch("U", self.P**2, self.C, wide)
+            _by_chunks(filters(self.K), own.reshape(self.K**2, -1), some.reshape(len(some), -1))
+            np.matmul(V, some, out=M[:, :, part])
 
         run(self.F // wide, outputs)
 

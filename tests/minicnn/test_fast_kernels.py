@@ -100,7 +100,7 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
     sources = [x] if skip is None else [x, cpu_maps.Map(skip)]
 
-    def method(K, inputs, F, W):
+    def method(K, inputs, F, W, backward):
         chosen = how(K, inputs, [F], W)
         chosen.small = small and how is cpu_tiles.Tiles
         return chosen
