@@ -97,10 +97,10 @@ def conv_transpose2d_backward(
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
-    sums = np.zeros((len(groups), 2, P, 2, 4 * F, C), np.float32)
+    sums = empty(len(groups), 2, P, 2, 4 * F, C)
     incoming, source = Map(dy), x.activation()
 
-    def strip(j: int, total: np.ndarray) -> None:
+    def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
         n, first = divmod(j * rows, H)
         dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
         step = dY.shape[1]
@@ -124,14 +124,17 @@ def conv_transpose2d_backward(
         product = scratch("dU", P, 1, 2, 4 * F, C)
         for v, part in zip(seen, total, strict=True):
             np.matmul(v.swapaxes(3, 4), interleaved(dM, P, 1, pixels // 2, C, 2), out=product)
-            part += product[:, 0]
+            if first_of_group:
+                np.copyto(part, product[:, 0])
+            else:
+                part += product[:, 0]
         ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:
         for j in groups[i]:
-            strip(j, sums[i])
+            strip(j, sums[i], j == groups[i].start)
 
     run(len(groups), group)
     dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)

@@ -91,10 +91,10 @@ def conv_transpose2d_backward(
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.empty((count, F), np.float32)
-    sums = np.zeros((len(groups), *matrix.shape), np.float32)
+    sums, dw = empty(len(groups), *matrix.shape), empty(*w.shape)
     incoming, source = Map(dy), x.activation()
 
-    def strip(j: int, total: np.ndarray) -> None:
+    def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
         n, first = divmod(j * rows, H)
         dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
         step = dY.shape[1]
@@ -107,17 +107,22 @@ def conv_transpose2d_backward(
         source.read(n, first, first + rows, value)
         if x.of_block:
             mask_and_sum(out, x, n, first, first + rows, slots[j])
-        product = scratch("dU", *matrix.shape)
+        product = total if first_of_group else scratch("dU", *matrix.shape)
         np.matmul(windows.T, value.reshape(-1, C), out=product)
-        total += product
+        if not first_of_group:
+            total += product
         ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:
         for j in groups[i]:
-            strip(j, sums[i])
+            strip(j, sums[i], j == groups[i].start)
+
+    def rows_of_dw(k: int) -> None:
+        np.add.reduce(sums[:, k * F : (k + 1) * F], 0, out=dw.reshape(16, F, C)[k])
 
     run(len(groups), group)
+    run(16, rows_of_dw)
     result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
-    return result, sums.sum(0).reshape(w.shape), db.sum(0, dtype=float).astype(np.float32)
+    return result, dw, db.sum(0, dtype=float).astype(np.float32)
