@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minicnn as mc
@@ -108,6 +108,9 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
     exact = double(x.value(), skip, w, b, gamma, beta)
     y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
+    # Where a batch hardly varies, what rounding leaves is blown up. That of inputs is relative to
+    # their shifts, which are left out of what is read: see docs/performance.md.
+    assume((cache64.norm.inverse_std < 10).all())
     # A pixel within rounding of 0 may be open on one side only: no gradient comes from those.
     normalised = cache64.norm.normalised * gamma + beta
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
