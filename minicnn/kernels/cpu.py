@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
+from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -110,9 +110,9 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]
 def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
     _, H, W, _ = x.shape
     if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
-        y, cache = cpu_pool.max_pool2d(_map(x))
-    else:
-        y, cache = ops.max_pool2d(_array(x), size)
+        pooled, cache = cpu_pool.max_pool2d(_map(x))
+        return (pooled if isinstance(x, Map) else pooled.z), cache
+    y, cache = ops.max_pool2d(_array(x), size)
     return _like(x, y), cache
 
 
@@ -137,7 +137,7 @@ def conv_bn_relu(
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     arguments = (gamma, beta, statistics, pad, eps, ranks)
-    if cpu_blocks.fits(sources, w, pad):
+    if cpu_blocks.fits(sources, w, gamma, pad):
         block, cache = cpu_blocks.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
@@ -162,7 +162,7 @@ def conv_bn_relu_predict(
     kept: what was derived from these very constants before, for use again; None: they may change.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, pad):
+    if cpu_blocks.fits(sources, w, gamma, pad):
         y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
         return y if isinstance(x, Map) else y.value()
     return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
@@ -183,7 +183,7 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
     return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(scale)
 
 
+adam = cpu_adam.adam
 # A GPU has kernels for these; here the formulas of their users are as good.
-adam: Any = None
 loss: Any = None
 update_running: Any = None
