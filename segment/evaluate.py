@@ -3,7 +3,6 @@
 import argparse
 import json
 import sys
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -16,6 +15,7 @@ from segment.model import Model, load_model
 from segment.run import Run, read_json
 from segment.scenes import find_scenes
 from segment.splits import SCENARIOS, Split, make_split
+from segment.storage import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 
@@ -39,15 +39,16 @@ def evaluate_tiles(
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     model = load_model(options.model).to(choose_device(options.device))
-    store, indices, what = _choose(options, model)
-    _warn_of_learnt_tiles(options.model, store, indices)
+    folder = _run(options.model)
+    store, indices, what = _choose(options, model, folder)
+    _warn_of_learnt_tiles(folder, store, indices)
     counts = evaluate_tiles(model, store, indices)
     summary = summarise(counts, [store.tiles[i] for i in indices])
     if options.json:
-        about = {"evaluated": what, "threshold": model.info.threshold}
+        about = {"evaluated": what, "threshold": model.info.threshold, "device": model.device}
         print(json.dumps(about | summary, indent=2))
     else:
-        print(f"{what}, threshold {model.info.threshold:.3f}")
+        print(f"{what} on {model.device}, threshold {model.info.threshold:.3f}")
         print(table(summary))
 
 
@@ -68,19 +69,30 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
-def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArray[np.intp], str]:
+def _run(model: str | None) -> Run | None:
+    """The run that --model names, with what is needed to know its data."""
+    if model is None or not to_path(model).is_dir():
+        return None
+    folder = Run(model)
+    folder.fetch(folder.config, folder.split)
+    return folder
+
+
+def _choose(
+    options: argparse.Namespace, model: Model, folder: Run | None
+) -> tuple[TileStore, NDArray[np.intp], str]:
     """The tiles to score, and in words which they are.
 
     A run's own data are cut as the run cut them. Any other data are brought to the pixel size of
     the model, and split, where a split is wanted, by the seed that the model was trained with.
     """
-    folder = Run(options.model) if options.model and Path(options.model).is_dir() else None
     own: dict[str, Any] | None = None
     if folder is not None and options.data is None:
         own = read_json(folder.config)
     paths = options.data or (own and own["data"]) or default_scenes(options.cache)
     pixel_size = own["pixel_size"] if own else model.info.pixel_size
-    store = open_store(find_scenes(paths), model.info.reading, pixel_size, options.cache)
+    scenes = find_scenes(paths, cache=options.cache)
+    store = open_store(scenes, model.info.reading, pixel_size, options.cache)
 
     trained = model.info.trained
     scenario = options.split or (trained.get("split") if options.data is None else None)
@@ -94,12 +106,11 @@ def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArr
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
 
 
-def _warn_of_learnt_tiles(model: str | None, store: TileStore, indices: NDArray[np.intp]) -> None:
+def _warn_of_learnt_tiles(folder: Run | None, store: TileStore, indices: NDArray[np.intp]) -> None:
     """Say so if the model of a run is scored on tiles that it was trained or calibrated on."""
-    file = Run(model).split if model else None
-    if file is None or not file.exists():
+    if folder is None or not folder.split.exists():
         return
-    parts = Split.load(file).parts
+    parts = Split.load(folder.split).parts
     learnt = {*parts["train"], *parts["val"]}
     count = sum(store.tiles[i].id in learnt for i in indices)
     if count:

@@ -28,15 +28,13 @@ class Footprints:
     area_m2: NDArray[np.float64]  # on the ground: geodesic, whatever the CRS
 
 
-def require_vector() -> None:
-    """Raise InputError where the packages that outlines need aren't installed."""
-    for name in ("shapely", "pyproj", "pyogrio"):
+def require_vector(*more: str) -> None:
+    """Raise InputError where the packages that outlines need, and `more`, aren't installed."""
+    for name in ("shapely", "pyproj", "pyogrio", *more):
         try:
             importlib.import_module(name)
         except ImportError:
-            raise InputError(
-                f"footprints need the package {name}: pip install minicnn[vector]"
-            ) from None
+            raise InputError(f"footprints need the package {name}: pip install {name}") from None
 
 
 def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:
@@ -69,14 +67,33 @@ def polygons(
     """
     require_vector()
     require_place(crs, transform, "the mask")
-    import pyproj
+    return placed(pixel_outlines(mask), mask.shape, transform, crs, min_area, simplify)
+
+
+def pixel_outlines(mask: NDArray[np.uint8]) -> NDArray[np.object_]:
+    """The polygon of every building of a mask, corner points being (col, row) of whole pixels."""
     import shapely
 
     found = shapes((mask != 0).astype(np.uint8), mask=mask != 0, connectivity=4)
-    pixels = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    polygons = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    return shapely.normalize(polygons)  # one building, one order of its points
+
+
+def placed(
+    pixels: NDArray[np.object_],
+    shape: tuple[int, ...],
+    transform: Affine,
+    crs: CRS,
+    min_area: float,
+    simplify: float,
+) -> Footprints:
+    """`pixel_outlines` of a mask of (H, W), or some of them, as `polygons` describes them."""
+    import pyproj
+    import shapely
+
     to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
     if simplify > 0:
-        scale = _metres_per_pixel(mask.shape, transform, to_lonlat)
+        scale = _metres_per_pixel(shape, transform, to_lonlat)
         metres = shapely.transform(pixels, lambda xy: xy * scale)
         metres = shapely.simplify(metres, simplify, preserve_topology=True)
         pixels = shapely.transform(metres, lambda xy: xy / scale)
