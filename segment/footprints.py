@@ -10,7 +10,7 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
@@ -87,6 +87,14 @@ def polygons(
     area = np.array([geod.geometry_area_perimeter(polygon)[0] for polygon in lonlat], dtype=float)
     keep = area >= min_area
     return Footprints(crs.to_wkt(), outlines[keep], lonlat[keep], area[keep])
+
+
+def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number what hangs together by the sides of its pixels, from 1 up; 0 where the mask is."""
+    found = shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
+    numbered = [(shape, number) for number, (shape, _) in enumerate(found, start=1)]
+    labels = np.zeros(mask.shape, np.int32)
+    return rasterize(numbered, out=labels) if numbered else labels
 
 
 def _metres_per_pixel(
