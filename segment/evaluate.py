@@ -3,6 +3,8 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -10,16 +12,45 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment.cli import add_data, add_device, parser, progress, run
-from segment.metrics import count_tiles, summarise, table
+from segment.cli import (
+    add_data,
+    add_device,
+    add_views,
+    check_folder,
+    parser,
+    positive,
+    progress,
+    run,
+)
+from segment.errors import InputError
+from segment.findings import Batch, examine
+from segment.metrics import Confusion, count_tiles, table
 from segment.model import Model, load_model
+from segment.plots import Example
+from segment.report import Evaluation, write_report
 from segment.run import Run, read_json
-from segment.scenes import find_scenes
+from segment.scenes import BUILDING, IGNORE, find_scenes
 from segment.splits import SCENARIOS, Split, make_split
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
+from segment.views import averaged
 
 BATCH = 8
+SHOWN = 3  # tiles in the report from each of the best, the median and the worst
+
+
+def predictions(
+    model: Model,
+    store: TileStore,
+    indices: NDArray[np.intp],
+    batch_size: int = BATCH,
+    views: int = 1,
+) -> Iterator[Batch]:
+    """Probabilities and labels of the tiles `indices`, batch by batch, with their place in it."""
+    predict = averaged(model.predict, views)
+    for start in progress(range(0, len(indices), batch_size), desc="evaluating", unit="batch"):
+        part = slice(start, start + batch_size)
+        yield part, predict(store.images[indices[part]]), store.labels[indices[part]]
 
 
 def evaluate_tiles(
@@ -27,34 +58,97 @@ def evaluate_tiles(
 ) -> NDArray[np.int64]:
     """Confusion counts (T, 4) of the tiles `indices`, binarised at the model's own threshold."""
     counts = np.zeros((len(indices), 4), np.int64)
-    starts = range(0, len(indices), batch_size)
-    for start in progress(starts, desc="evaluating", unit="batch"):
-        part = slice(start, start + batch_size)
-        probability = model.predict(store.images[indices[part]])
-        labels = store.labels[indices[part]]
+    for part, probability, labels in predictions(model, store, indices, batch_size):
         counts[part] = count_tiles(probability, labels, model.info.threshold)
     return counts
 
 
+def ranked(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The rows of (T, 4) counts by falling IoU, and every row's IoU.
+
+    Only tiles with buildings are ranked, or all where none has any.
+    """
+    ious = np.array([Confusion(*map(int, row)).iou for row in counts])
+    built = counts[:, 0] + counts[:, 2] > 0  # tp + fn
+    order = np.argsort(-ious, kind="stable")
+    return (order[built[order]] if built.any() else order), ious
+
+
+def example(model: Model, store: TileStore, index: int, iou: float, views: int = 1) -> Example:
+    """A tile with its truth and what the model finds in it, as a picture shows them."""
+    tile, pixels, label = store.tiles[index], np.asarray(store.images[index]), store.labels[index]
+    probability = averaged(model.predict, views)(pixels[None])[0]
+    mask = (probability >= model.info.threshold) & (label != IGNORE)
+    return Example(f"{tile.id}: IoU {iou:.2f}", pixels, label == BUILDING, mask)
+
+
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
-    model = load_model(options.model).to(choose_device(options.device))
-    store, indices, what = _choose(options, model)
-    _warn_of_learnt_tiles(options.model, store, indices)
-    counts = evaluate_tiles(model, store, indices)
-    summary = summarise(counts, [store.tiles[i] for i in indices])
+    models = options.model or [None]
+    report = None if options.report is None else _report_path(options.report, options.model)
+    done = [_evaluate(model, options) for model in models]
+    if report:
+        write_report(done, report)
     if options.json:
-        about = {"evaluated": what, "threshold": model.info.threshold}
-        print(json.dumps(about | summary, indent=2))
+        documents = [each.document() for each in done]
+        print(json.dumps(documents[0] if len(done) == 1 else documents, indent=2))
     else:
-        print(f"{what}, threshold {model.info.threshold:.3f}")
-        print(table(summary))
+        for each in done:
+            print(f"{each.what}, threshold {each.threshold:.3f}\n{table(each.summary)}")
+            print(each.in_words())
+    if report and not options.json:
+        print(report)
+
+
+def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
+    """Score one model; with a report wanted, also picture what it does best and worst."""
+    model = load_model(path).to(choose_device(options.device))
+    store, indices, what = _choose(path, options, model)
+    learnt = _learnt_tiles(path, store, indices)
+    if learnt:
+        print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
+    batches = predictions(model, store, indices, views=options.views)
+    pixel_size = store.pixel_size or model.info.pixel_size
+    findings = examine(batches, len(indices), model.info.threshold, pixel_size)
+    examples: dict[str, list[Example]] = {}
+    if options.report is not None:
+        order, ious = ranked(findings.pixels)
+        middle = max(0, (len(order) - SHOWN) // 2)
+        parts = {"best": order[:SHOWN], "median": order[middle:][:SHOWN], "worst": order[-SHOWN:]}
+        examples = {
+            name: [example(model, store, indices[i], ious[i], options.views) for i in part]
+            for name, part in parts.items()
+        }
+    return Evaluation(
+        name=Path(path).name if path else "the bundled model",
+        what=what,
+        threshold=model.info.threshold,
+        views=options.views,
+        learnt=learnt,
+        pixel_size=pixel_size,
+        findings=findings,
+        summary=findings.summary([store.tiles[i] for i in indices]),
+        examples=examples,
+    )
+
+
+def _report_path(given: str, models: list[str] | None) -> Path:
+    """Where the report goes: the file named, or report.html in the folder of the one run."""
+    if given:
+        check_folder(Path(given).parent)
+        return Path(given)
+    if not models or len(models) > 1 or not Path(models[0]).is_dir():
+        raise InputError("--report FILE was expected: there is no one run's folder to put it in")
+    return Run(models[0]).report
 
 
 def _parser() -> argparse.ArgumentParser:
     p = parser("evaluate", "Score a model: IoU, accuracy and more, beside calling all background.")
     p.add_argument(
-        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
+        "--model",
+        nargs="+",
+        metavar="RUN|FILE",
+        help="runs' folders or model files, each scored on its own; default: the bundled",
     )
     add_data(p)
     p.add_argument(
@@ -63,24 +157,43 @@ def _parser() -> argparse.ArgumentParser:
         help="score the test part of this split; default: with --data all tiles, without it "
         "the test part that the model has not been trained on",
     )
+    p.add_argument(
+        "--pixel-size",
+        type=positive,
+        metavar="M",
+        help="the data's ground resolution in metres, where the files don't say or are wrong",
+    )
+    add_views(p)
     add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    p.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write curves, tables and pictures as one HTML file; default: report.html in the run",
+    )
     return p
 
 
-def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArray[np.intp], str]:
+def _choose(
+    path: str | None, options: argparse.Namespace, model: Model
+) -> tuple[TileStore, NDArray[np.intp], str]:
     """The tiles to score, and in words which they are.
 
     A run's own data are cut as the run cut them. Any other data are brought to the pixel size of
     the model, and split, where a split is wanted, by the seed that the model was trained with.
     """
-    folder = Run(options.model) if options.model and Path(options.model).is_dir() else None
+    folder = Run(path) if path and Path(path).is_dir() else None
     own: dict[str, Any] | None = None
     if folder is not None and options.data is None:
         own = read_json(folder.config)
     paths = options.data or (own and own["data"]) or default_scenes(options.cache)
     pixel_size = own["pixel_size"] if own else model.info.pixel_size
-    store = open_store(find_scenes(paths), model.info.reading, pixel_size, options.cache)
+    scenes = find_scenes(paths)
+    if options.pixel_size:
+        scenes = [replace(scene, pixel_size=options.pixel_size) for scene in scenes]
+    store = open_store(scenes, model.info.reading, pixel_size, options.cache)
 
     trained = model.info.trained
     scenario = options.split or (trained.get("split") if options.data is None else None)
@@ -94,16 +207,14 @@ def _choose(options: argparse.Namespace, model: Model) -> tuple[TileStore, NDArr
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
 
 
-def _warn_of_learnt_tiles(model: str | None, store: TileStore, indices: NDArray[np.intp]) -> None:
-    """Say so if the model of a run is scored on tiles that it was trained or calibrated on."""
+def _learnt_tiles(model: str | None, store: TileStore, indices: NDArray[np.intp]) -> int:
+    """How many of the tiles the model of a run was trained or calibrated on."""
     file = Run(model).split if model else None
     if file is None or not file.exists():
-        return
+        return 0
     parts = Split.load(file).parts
     learnt = {*parts["train"], *parts["val"]}
-    count = sum(store.tiles[i].id in learnt for i in indices)
-    if count:
-        print(f"{count} of these {len(indices)} tiles were used in training", file=sys.stderr)
+    return sum(store.tiles[i].id in learnt for i in indices)
 
 
 if __name__ == "__main__":

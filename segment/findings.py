@@ -4,6 +4,7 @@ Every tile is looked at by itself, so a roof that a tile's edge cuts is two, and
 one. Pixels without a label are background in truth and prediction alike, and count nowhere.
 """
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import Any
@@ -70,8 +71,8 @@ def examine(
 
     pixel_size in metres gives areas in m2; None leaves them in pixels.
     """
-    tiles = [np.zeros((count, columns), np.int64) for columns in (4, 2, 3)]
-    found = Findings(*tiles, np.zeros((2, BINS), np.int64), np.zeros((len(SIZES), 6), np.int64))
+    shapes = (count, 4), (count, 2), (count, 3), (2, BINS), (len(SIZES), 6)
+    found = Findings(*(np.zeros(shape, np.int64) for shape in shapes))
     for part, probability, labels in batches:
         found.pixels[part] = count_tiles(probability, labels, threshold)
         found.histogram += histogram(probability, labels)
@@ -97,15 +98,15 @@ def boundary_counts(
     arXiv:2103.16562). d is 2 % of the image's diagonal, 7 pixels of a tile of 256; as in their
     code it is measured in whole rings of neighbours, and the image's edge is an outline, too.
     """
-    distance = boundary_distance(predicted.shape[1:])
+    distance = boundary_distance(*predicted.shape[1:])
     rims = [mask & ~eroded(mask, distance) & labelled for mask in (predicted, truth)]
     shared, either = rims[0] & rims[1], rims[0] | rims[1]
     return np.stack([region.sum(axis=(1, 2)) for region in (shared, either)], axis=1)
 
 
-def boundary_distance(shape: tuple[int, ...]) -> int:
-    """The width in pixels of the rim that boundary IoU compares, for an image of (H, W)."""
-    return max(1, round(BOUNDARY * float(np.hypot(*shape))))
+def boundary_distance(H: int, W: int) -> int:
+    """The width in pixels of the rim that boundary IoU compares, for H x W pixels."""
+    return max(1, round(BOUNDARY * math.hypot(H, W)))
 
 
 def eroded(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:

@@ -24,6 +24,7 @@ class Run:
         self.best = self.folder / "best.safetensors"
         self.last = self.folder / "last.safetensors"
         self.metrics = self.folder / "metrics.json"
+        self.report = self.folder / "report.html"
 
 
 def write_json(path: Path, document: Any) -> None:

@@ -69,8 +69,8 @@ def test_boundary_counts_equal_a_loop_over_pixels():
     labelled = np.random.default_rng(3).random(truth.shape) < 0.9
     truth, predicted = truth & labelled, predicted & labelled
     distance = round(0.02 * (40**2 + 52**2) ** 0.5)
-    assert findings.boundary_distance((40, 52)) == distance == 1
-    assert findings.boundary_distance((256, 256)) == 7
+    assert findings.boundary_distance(40, 52) == distance == 1
+    assert findings.boundary_distance(256, 256) == 7
 
     def rim(mask, i, j):
         near = np.pad(mask, distance)[i : i + 2 * distance + 1, j : j + 2 * distance + 1]
