@@ -130,7 +130,8 @@ def predict_scene(
     """
     limit = model.info.threshold if threshold is None else threshold
     with open_raster(path) as dataset:
-        bands = scene_bands(model, dataset, overlap, pixel_size, views=views)
+        (scene,) = find_scenes([path], labelled=False)
+        bands = scene_bands(model, dataset, overlap, pixel_size or scene.pixel_size, views=views)
         return np.concatenate([band.mask(limit) for band in bands]), _profile(dataset, "uint8")
 
 
