@@ -91,7 +91,7 @@ def test_boundary_counts_equal_a_loop_over_pixels():
 def test_buildings_are_matched_as_sets_of_pixels_are(seed):
     truth = random_masks(seed, (1, 40, 52), 0.45)[0]
     predicted = np.where(np.random.default_rng(seed).random((40, 52)) < 0.08, ~truth, truth)
-    counts, sizes = findings.match_objects(predicted, truth, pixel_area=9.0)
+    counts, sizes = findings.match_objects(predicted, truth, pixel_area=10.0)
     a, b = flooded(truth), flooded(predicted)
     pairs = [(x, y) for x in a for y in b if len(x & y) / len(x | y) > 0.5]
     assert counts.tolist() == [len(a), len(b), len(pairs)] and 0 < len(pairs) < len(a)
@@ -100,7 +100,7 @@ def test_buildings_are_matched_as_sets_of_pixels_are(seed):
     found, right = {x for x, _ in pairs}, {y for _, y in pairs}
 
     def kind(piece):
-        return sum(len(piece) * 9.0 >= limit for limit in findings.SIZES) - 1
+        return sum(len(piece) * 10.0 >= limit for limit in findings.SIZES) - 1
 
     for x in a:
         expected[kind(x), :4] += [1, x in found, len(x), len(x & inside)]
