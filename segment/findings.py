@@ -17,7 +17,7 @@ from segment.metrics import BINS, Confusion, count_tiles, histogram, summarise
 from segment.scenes import BUILDING, IGNORE
 from segment.tiles import Tile
 
-BOUNDARY = 0.02  # of a tile's diagonal: how far from an outline its region reaches
+BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches
 SIZES = (0, 50, 100, 200, 500, 1000)  # m2 (or pixels): where the classes of buildings begin
 CLASSES = 16  # of probability, in which it is held against what is there
 
@@ -78,7 +78,8 @@ def examine(
         found.histogram += histogram(probability, labels)
         predicted = (probability >= threshold) & (labels != IGNORE)
         truth = labels == BUILDING
-        found.boundary[part] = boundary_counts(predicted, truth, labels != IGNORE)
+        distance = boundary_distance(*labels.shape[1:])
+        found.boundary[part] = boundary_counts(predicted, truth, labels != IGNORE, distance)
         for index, (p, t) in enumerate(zip(predicted, truth, strict=True), part.start):
             found.objects[index], sizes = match_objects(p, t, (pixel_size or 1.0) ** 2)
             found.sizes += sizes
@@ -89,23 +90,25 @@ def examine(
 
 
 def boundary_counts(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], labelled: NDArray[np.bool_]
+    predicted: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    labelled: NDArray[np.bool_],
+    distance: int,
 ) -> NDArray[np.int64]:
     """Pixels in both and in either boundary region: three (N, H, W) masks -> (N, 2).
 
-    Boundary IoU = |(T_d & T) & (P_d & P)| / |(T_d & T) | (P_d & P)|, T_d being the pixels within d
-    of the outline of T: a mask's inner rim, d wide (Cheng, Girshick, Dollár, Berg, Kirillov 2021,
-    arXiv:2103.16562). d is 2 % of the image's diagonal, 7 pixels of a tile of 256; as in their
-    code it is measured in whole rings of neighbours, and the image's edge is an outline, too.
+    Boundary IoU = |(T_d & T) & (P_d & P)| / |(T_d & T) | (P_d & P)|, T_d being the pixels within
+    `distance` of the outline of T: masks are compared by their inner rims (Cheng, Girshick,
+    Dollár, Berg, Kirillov 2021, arXiv:2103.16562). As in their code the distance is measured in
+    whole rings of neighbours, and the image's edge is an outline, too.
     """
-    distance = boundary_distance(*predicted.shape[1:])
     rims = [mask & ~eroded(mask, distance) & labelled for mask in (predicted, truth)]
     shared, either = rims[0] & rims[1], rims[0] | rims[1]
     return np.stack([region.sum(axis=(1, 2)) for region in (shared, either)], axis=1)
 
 
 def boundary_distance(H: int, W: int) -> int:
-    """The width in pixels of the rim that boundary IoU compares, for H x W pixels."""
+    """The distance that boundary IoU is defined with: 2 % of the diagonal of H x W pixels."""
     return max(1, round(BOUNDARY * math.hypot(H, W)))
 
 

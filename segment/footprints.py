@@ -14,8 +14,10 @@ from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
+from segment.regularise import right_angled
 
 DECIMALS = 7  # of a degree: about a centimetre
+WALL = 1.0  # metres: what is shorter is the mask's unsteady hand, not a wall
 
 
 @dataclass(frozen=True)
@@ -59,13 +61,16 @@ def polygons(
     crs: CRS,
     min_area: float = 0.0,
     simplify: float = 0.0,
+    right_angles: bool = False,
 ) -> Footprints:
     """Outline every building of a whole (H, W) mask, non-zero being building.
 
     Pixels that touch by a side belong together (4-connectivity). Outlines are simplified by
-    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; then
-    those below `min_area` m2 on the ground are dropped. Memory: the mask, plus about 100 bytes a
-    corner. Raises InputError as `require_vector` and `require_place` do.
+    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; with
+    `right_angles` they are drawn as `regularise.right_angled` does, with `simplify` metres (0: 1 m,
+    or two pixels if that is more) for its tolerance. Then those below `min_area` m2 on the ground
+    are dropped. Memory: the mask, plus about 100 bytes a corner, with right angles three times
+    that. Raises InputError as `require_vector` and `require_place` do.
     """
     require_vector()
     require_place(crs, transform, "the mask")
@@ -75,10 +80,13 @@ def polygons(
     found = shapes((mask != 0).astype(np.uint8), mask=mask != 0, connectivity=4)
     pixels = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
     to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
-    if simplify > 0:
+    if simplify > 0 or right_angles:
         scale = _metres_per_pixel(mask.shape, transform, to_lonlat)
         metres = shapely.transform(pixels, lambda xy: xy * scale)
-        metres = shapely.simplify(metres, simplify, preserve_topology=True)
+        if right_angles:
+            metres = right_angled(metres, simplify or max(WALL, 2 * scale.max()))
+        else:
+            metres = shapely.simplify(metres, simplify, preserve_topology=True)
         pixels = shapely.transform(metres, lambda xy: xy / scale)
     outlines = shapely.transform(pixels, lambda xy: _apply(transform, xy))
     lonlat = shapely.transform(outlines, lambda xy: np.column_stack(to_lonlat.transform(*xy.T)))

@@ -205,6 +205,12 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="tolerance of outlines in metres",
     )
+    p.add_argument(
+        "--right-angles",
+        action="store_true",
+        help="draw outlines with right angles where that fits; --simplify is then the shortest "
+        "wall, by default 1 m",
+    )
     add_views(p)
     add_device(p)
     return p
@@ -262,7 +268,8 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         else:
             mask = np.concatenate([band.mask(threshold) for band in bands])
             place = dataset.transform, dataset.crs
-            found = footprints.polygons(mask, *place, options.min_area, options.simplify)
+            wishes = options.min_area, options.simplify, options.right_angles
+            found = footprints.polygons(mask, *place, *wishes)
             footprints.write(found, path)
 
 

@@ -76,7 +76,7 @@ def test_boundary_counts_equal_a_loop_over_pixels():
         near = np.pad(mask, distance)[i : i + 2 * distance + 1, j : j + 2 * distance + 1]
         return mask[i, j] and not near.all()
 
-    got = findings.boundary_counts(predicted, truth, labelled)
+    got = findings.boundary_counts(predicted, truth, labelled, distance)
     for n in range(3):
         shared = union = 0
         for i, j in np.ndindex(40, 52):
@@ -182,7 +182,7 @@ def test_one_pass_gathers_all_of_it_tile_by_tile():
         p, t = (probability[n] >= 0.5) & (labels[n] < 2), labels[n] == 1
         assert Confusion(*got.pixels[n]) == Confusion.from_masks(p, labels[n])
         known = labels[n : n + 1] < 2
-        rims = findings.boundary_counts(p[None], t[None], known)[0]
+        rims = findings.boundary_counts(p[None], t[None], known, 1)[0]
         objects, sizes = findings.match_objects(p, t, 9.0)
         row = whole["scenes"][f"{tiles[n].city}/s{n}"]
         assert row["boundary_iou"] == pytest.approx(rims[0] / rims[1])

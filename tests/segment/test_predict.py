@@ -249,6 +249,21 @@ def test_outlines(tmp_path, model):
     assert len(geometry) == 1 and meta["crs"] == "EPSG:32645"
 
 
+def test_right_angles_clean_an_outline(tmp_path, model):
+    pytest.importorskip("pyogrio")
+    pixels = np.zeros((3, 200, 300), np.uint8)
+    pixels[0, 10:110, 20:120] = 255
+    pixels[0, 50:60, 118:122] = 0  # a notch of 0.6 m
+    pixels[0, 70:80, 118:122] = 255  # and a bump
+    scene = write(tmp_path / "scene.tif", pixels)
+    corners = {}
+    for wish in ([], ["--right-angles"], ["--right-angles", "--simplify", "0.5"]):
+        main([str(scene), "--out", str(tmp_path / "a.geojson"), *wish])
+        (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+        corners[" ".join(wish)] = len(feature["geometry"]["coordinates"][0]) - 1
+    assert corners == {"": 12, "--right-angles": 4, "--right-angles --simplify 0.5": 12}
+
+
 def test_outlines_need_a_place_and_say_so_before_the_work(tmp_path, model):
     model.predict = lambda pixels: pytest.fail("predicted all the same")
     scene = write(tmp_path / "scene.tif", photograph(20, 20), crs=None, transform=None)
