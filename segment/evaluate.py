@@ -88,6 +88,7 @@ def main(arguments: list[str]) -> None:
     report = None if options.report is None else _report_path(options.report, options.model)
     done = [_evaluate(model, options) for model in models]
     if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
         write_report(done, report)
     if options.json:
         documents = [each.document() for each in done]

@@ -191,9 +191,9 @@ def test_the_report_goes_into_the_run_or_where_it_is_told(tmp_path, data, run, c
     assert capsys.readouterr().out.endswith(f"\n{run / 'report.html'}\n")
     page = (run / "report.html").read_text()
     assert page.count("data:image/jpeg") == 3 * 2 * 3  # best, median, worst; of the two test tiles
-    main(["--model", str(run), *cache, "--report", str(tmp_path / "x.html"), "--json"])
+    main(["--model", str(run), *cache, "--report", str(tmp_path / "new/x.html"), "--json"])
     json.loads(capsys.readouterr().out)
-    assert (tmp_path / "x.html").read_text() == page
+    assert (tmp_path / "new/x.html").read_text() == page
     with pytest.raises(InputError, match="--report FILE was expected"):
         main(["--model", str(run / "best.safetensors"), *cache, "--report"])
 
