@@ -21,7 +21,7 @@ from segment.scenes import IGNORE, find_scenes, open_raster, read_label, read_pi
 from segment.synthetic import CITIES, write_scenes
 from segment.tiles import TILE
 
-SEED, SIZE = 1000, 1024
+SEED = 1000
 RIM = boundary_distance(TILE, TILE)  # that of a tile, whatever the size of a scene
 
 
@@ -74,13 +74,13 @@ def arguments(module: str, about: str | None) -> argparse.ArgumentParser:
 
 @contextmanager
 def setting(
-    options: argparse.Namespace,
+    options: argparse.Namespace, size: int
 ) -> Iterator[tuple[Model, list[HeldOut], dict[str, str]]]:
-    """The model, the scenes, and both in words; drawn scenes are on the disk for as long."""
+    """The model, the scenes, and both in words; drawn scenes, `size` pixels wide, go again."""
     model = load_model(options.model)
     with tempfile.TemporaryDirectory() as folder:
         if not options.data:
-            write_scenes(folder, CITIES, 1, SIZE, SEED)
+            write_scenes(folder, CITIES, 1, size, SEED)
         scenes = list(_scenes(options.data or [folder], model, options.pixel_size))
         megapixels = sum(scene.label.size for scene in scenes) / 1e6
         data = ", ".join(Path(path).name for path in options.data or []) or "synthetic, held out"

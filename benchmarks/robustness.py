@@ -16,9 +16,10 @@ from PIL import Image
 
 from benchmarks.held_out import RIM, HeldOut, Score, arguments, setting
 from benchmarks.report import table, write
+from segment.blending import WINDOW
 from segment.model import Model
 from segment.predict import predict_scene
-from segment.scenes import IGNORE, open_raster, read_pixels, write_raster
+from segment.scenes import IGNORE, Reading, open_raster, read_pixels, write_raster
 
 BLACK, HAZE = (0, 0, 0), (205, 212, 220)  # what the air adds is a bright, bluish grey
 QUALITY = 25  # of the JPEG file: what some map services send
@@ -84,6 +85,7 @@ def row(name: str, change: Change, model: Model, scenes: list[HeldOut], told: bo
 
 def masked(model: Model, pixels: np.ndarray, pixel_size: float) -> np.ndarray:
     """What `segment.predict_scene` finds in a file with these pixels and no georeference."""
+    model = replace(model, info=replace(model.info, reading=Reading()))  # they are 8-bit RGB
     height, width, count = pixels.shape
     profile = {"count": count, "height": height, "width": width, "dtype": "uint8"}
     with tempfile.TemporaryDirectory() as folder:
@@ -105,11 +107,10 @@ def fitted(mask: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
 def main() -> None:
     options = arguments("robustness", __doc__).parse_args()
     rows: list[dict[str, Any]] = []
-    with setting(options) as (model, scenes, about):
-        plain = replace(model, info=replace(model.info, reading=type(model.info.reading)()))
+    with setting(options, WINDOW) as (model, scenes, about):
         for told, changes in ((True, CHANGES), (False, UNTOLD)):
             for name, change in changes.items():
-                rows.append(row(name, change, plain, scenes, told))
+                rows.append(row(name, change, model, scenes, told))
                 print(table(rows[-1:]).splitlines()[-1], flush=True)
     data = {"about": about, "rows": rows}
     write(options.name, describe(data), data)
