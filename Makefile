@@ -3,12 +3,15 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test serve lint notebooks docs
+.PHONY: train test test-containers serve lint notebooks docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
-	$(PY) -m pytest -m "not slow and not gpu"
+	$(PY) -m pytest -m "not slow and not gpu and not containers"
+
+test-containers: .venv/containers
+	$(PY) -m pytest -m containers
 
 serve: .venv/api
 	.venv/bin/gunicorn -c docker/gunicorn.conf.py
@@ -25,6 +28,13 @@ docs: .venv/docs
 	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html
 	@echo site/html/index.html
 
+# Known weaknesses of the packages in .venv. Where nobody can be asked, that is said, and is no failure.
+ADVISORIES := https://api.osv.dev
+audit: .venv/audit
+	@if $(PY) -c "import requests; requests.get('$(ADVISORIES)', timeout=20)" 2>/dev/null; \
+	then .venv/bin/pip-audit --vulnerability-service osv --skip-editable --progress-spinner off; \
+	else echo "not audited: the advisory database $(ADVISORIES) cannot be reached"; fi
+
 .venv/pip:
 	$(PYTHON) -m venv .venv
 	touch $@
@@ -37,12 +47,20 @@ docs: .venv/docs
 	$(PIP) --editable .[test]
 	touch $@
 
+.venv/containers: .venv/test setup.cfg
+	$(PIP) --editable .[containers]
+	touch $@
+
 .venv/api: .venv/core setup.cfg
 	$(PIP) --editable .[api]
 	touch $@
 
 .venv/lint: .venv/core setup.cfg
 	$(PIP) --editable .[lint]
+	touch $@
+
+.venv/audit: .venv/api setup.cfg
+	$(PIP) --editable .[audit]
 	touch $@
 
 .venv/docs: .venv/core setup.cfg

@@ -9,6 +9,7 @@ from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
 from segment.errors import InputError
+from segment.storage import StorageError
 
 log = logging.getLogger("api")
 
@@ -48,6 +49,11 @@ def install(app: Flask) -> None:
     @app.errorhandler(Problem)
     def raised(error: Problem) -> Response:
         return problem(error.status, error.detail, error.headers, **error.members)
+
+    @app.errorhandler(StorageError)
+    def bucket(error: StorageError) -> Response:
+        log.exception("the store")
+        return problem(503, "The store can't be reached; try again later.", {"Retry-After": "30"})
 
     @app.errorhandler(InputError)
     def own_file(error: InputError) -> Response:

@@ -51,34 +51,28 @@ def put(item_id: str) -> Response:
 def _put_scene(item_id: str, source: Source) -> tuple[Record, bool]:
     store = service().store
     media_type = check(source, service().settings, service().predictor.model.info)
-    with store.writing(item_id) as before:
+
+    def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)
-        kept = store.keep(source)
-        try:
-            item = describe(item_id, kept, before.item["properties"]["created"] if before else None)
-            held = {"item": item, "scene": kept.name, "sha256": source.digest}
-            store.put(item_id, {**held, "media_type": media_type})
-        except BaseException:
-            kept.unlink(missing_ok=True)
-            raise
-        if before:
-            before.source.path.unlink(missing_ok=True)
-        return _present(item_id), before is None
+        created = before.item["properties"]["created"] if before else None
+        item = describe(item_id, source.path, created)
+        return {"item": item, "sha256": source.digest, "media_type": media_type}
+
+    return store.replace(item_id, change, source)
 
 
 def _put_metadata(item_id: str) -> Response:
     body = json_body("ItemWrite")
     if body["id"] != item_id:
         raise Problem(400, "The id in the body is another one than the id in the address.")
-    store = service().store
-    with store.writing(item_id) as before:
+
+    def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)
         if before is None:
             raise _missing(item_id, "store its scene first, then its metadata")
-        held: dict[str, Any] = {"item": replaced(before.item, body["properties"])}
-        held |= {"scene": before.source.path.name, "sha256": before.source.digest}
-        store.put(item_id, {**held, "media_type": before.media_type})
-        return _stored(_present(item_id), created=False)
+        return {"item": replaced(before.item, body["properties"])}
+
+    return _stored(*service().store.replace(item_id, change))
 
 
 def _preconditions(record: Record | None) -> None:
@@ -120,13 +114,13 @@ def get(item_id: str) -> Any:
 
 @blueprint.delete("/items/<item_id>")
 def delete(item_id: str) -> Response:
-    store = service().store
-    with store.writing(item_id) as record:
+
+    def check(record: Record | None) -> None:
         _preconditions(record)
         if record is None:
             raise _missing(item_id)
-        store.delete(item_id)
-        record.source.path.unlink(missing_ok=True)
+
+    service().store.remove(item_id, check)
     return Response(status=204)
 
 

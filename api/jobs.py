@@ -3,6 +3,10 @@
 A job is a folder: its scene, `request.json`, and `state.json`, which is replaced as the work goes
 on. A thread of every worker looks for jobs nobody works on; who holds a job's lock works on it. A
 killed worker's locks vanish with it, so another one takes its jobs over.
+
+Where the store is in S3, a job is there, too, before it is accepted: `ID.json`, its state, and
+`ID/`, its files. The state is put again as long as the host works on it; one that has gone stale
+tells that the host is lost, and the host that replaces it, by a conditional write, goes on.
 """
 
 import json
@@ -24,9 +28,12 @@ from api.stac import now
 from api.store import ORPHAN_SECONDS, Store
 from api.uploads import Source, in_plain_words, sweep, sync
 from minicnn.files import atomic_write
+from segment.storage import ABSENT, Changed, Missing, StorageError
 
 IDLE = 1.0  # seconds between two looks for work
 REPORT = 0.3  # seconds between two reports of progress
+BEAT = 20  # seconds between two signs of life to other hosts
+LOST = 90  # seconds without one after which a host is taken for lost
 ATTEMPTS = 3  # a job whose worker is killed so often is at fault itself
 WAITING = ("accepted", "running")
 
@@ -40,15 +47,16 @@ class Stopped(Exception):
 class Jobs:
     def __init__(self, settings: Settings, predictor: Predictor, store: Store) -> None:
         self.settings, self.predictor, self.store = settings, predictor, store
-        self.folder = settings.folder("jobs")
+        self.folder, self.there = settings.folder("jobs"), settings.prefix("jobs")
+        self._over: set[str] = set()  # jobs of all hosts that are known to be done
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
     def add(self, job_id: str, source: Source, pixel_size: float | None) -> dict[str, Any]:
         """Accept a job; one of this id that has not failed is the same job."""
-        state = self.get(job_id)
-        if state and state["status"] != "failed":
-            return state
+        before = self.get(job_id)
+        if before and before["status"] != "failed":
+            return before
         if len(list(self.folder.glob("*/scene"))) >= 1000:
             raise Problem(503, "Too many jobs are kept; try again later.", {"Retry-After": "60"})
         draft = self.folder / f".{job_id}-{os.urandom(4).hex()}"
@@ -60,10 +68,15 @@ class Jobs:
         state |= {"created": now(), "updated": now(), "attempts": 0}
         _write(draft / "state.json", state)
         sync(draft / "scene")
-        if self.get(job_id):  # it failed
+        if before:  # it failed
             self.delete(job_id)
-        with suppress(OSError):  # another request was faster
-            os.rename(draft, self.folder / job_id)
+        with suppress(Changed):  # another request was faster
+            if self.there:
+                for file in ("scene", "request.json"):
+                    (self.there / job_id / file).upload(draft / file)
+                self._tell(job_id, state, ABSENT)
+            with suppress(OSError):
+                os.rename(draft, self.folder / job_id)
         shutil.rmtree(draft, ignore_errors=True)
         self._wake.set()
         return self.get(job_id) or state
@@ -72,19 +85,73 @@ class Jobs:
         try:
             return json.loads((self.folder / job_id / "state.json").read_bytes())
         except FileNotFoundError:
-            return None
+            return self._told(job_id)[0]
 
     def source(self, job_id: str) -> tuple[Source, float | None]:
         """A job's scene and pixel size."""
         folder = self.folder / job_id
+        if not folder.exists():
+            self._fetch(job_id)
         asked = json.loads((folder / "request.json").read_bytes())
         return Source(folder / "scene", asked["name"], asked["digest"]), asked["pixel_size"]
 
     def delete(self, job_id: str) -> None:
+        self._forget(job_id)
+        if self.there:
+            (self.there / f"{job_id}.json").delete()  # first: it is what makes a job one
+            for file in ("scene", "request.json"):
+                (self.there / job_id / file).delete()
+
+    def _forget(self, job_id: str) -> None:
+        """Remove a job from this machine."""
         with suppress(FileNotFoundError):
             doomed = self.folder / f".gone-{os.urandom(8).hex()}"
             os.rename(self.folder / job_id, doomed)
             shutil.rmtree(doomed, ignore_errors=True)
+
+    # ------------------------------------------------------------ what other hosts see
+
+    def _tell(self, job_id: str, state: dict[str, Any], replaces: str | None = None) -> str:
+        """Put a job's state; Changed where it isn't this host's any more. Returns its version."""
+        text = json.dumps(state).encode()
+        return (self.there / f"{job_id}.json").write(text, replaces) if self.there else ""
+
+    def _told(self, job_id: str) -> tuple[dict[str, Any] | None, str]:
+        """A job's state as its host has told it, and the version of that."""
+        try:
+            if self.there:
+                text, version = (self.there / f"{job_id}.json").read()
+                return json.loads(text), version
+        except Missing:
+            pass
+        return None, ""
+
+    def _fetch(self, job_id: str) -> None:
+        """Bring a job of another host here."""
+        assert self.there
+        state, _ = self._told(job_id)
+        draft = self.folder / f".{job_id}-{os.urandom(4).hex()}"
+        draft.mkdir()
+        for file in ("scene", "request.json"):
+            (self.there / job_id / file).download(draft / file)
+        _write(draft / "state.json", state or {})
+        with suppress(OSError):  # another request was faster
+            os.rename(draft, self.folder / job_id)
+        shutil.rmtree(draft, ignore_errors=True)
+
+    def _take_over(self) -> None:
+        """Bring the jobs here whose host has been silent for too long."""
+        assert self.there
+        for path in list(self.there.glob("*.json")):
+            if path.stem in self._over or time.time() - path.modified < LOST:
+                continue
+            state, version = self._told(path.stem)
+            if state and state["status"] in WAITING and not (self.folder / path.stem).exists():
+                with suppress(Changed):  # another host was faster
+                    path.write(json.dumps({**state, "updated": now()}).encode(), version)
+                    self._fetch(path.stem)
+            elif state and state["status"] not in WAITING:
+                self._over.add(path.stem)
 
     # ------------------------------------------------------------ the worker's side
 
@@ -101,9 +168,12 @@ class Jobs:
             self._thread.join(timeout=10)
 
     def _loop(self) -> None:
-        swept = 0.0
+        swept = looked = 0.0
         while not self._stop.is_set():
             try:
+                if self.there and time.monotonic() - looked > BEAT:
+                    looked = time.monotonic()
+                    self._take_over()
                 if time.monotonic() - swept > 600:
                     swept = time.monotonic()
                     self.sweep()
@@ -140,11 +210,22 @@ class Jobs:
                 os.close(descriptor)
 
     def _run(self, job_id: str, state: dict[str, Any]) -> None:
-        path, reported = self.folder / job_id / "state.json", 0.0
+        path, reported, told = self.folder / job_id / "state.json", 0.0, 0.0
+        _, version = self._told(job_id)
 
         def report(**changes: Any) -> None:
+            nonlocal told, version
             state.update(changes, updated=now())
             _write(path, state)
+            if state["status"] not in WAITING or time.monotonic() - told > BEAT:
+                told = time.monotonic()
+                try:
+                    version = self._tell(job_id, state, version)
+                except Changed:
+                    self._forget(job_id)
+                    raise FileNotFoundError(path) from None
+                except StorageError as error:
+                    log.warning("job %s goes on, unseen by other hosts: %s", job_id, error)
 
         def step(share: float) -> None:
             nonlocal reported
@@ -163,12 +244,13 @@ class Jobs:
             report(status="running", message="looking for buildings")
             source, pixel_size = self.source(job_id)
             with in_plain_words(source), self.predictor.opened(source, pixel_size, step):
+                self.predictor.share(self.predictor.key(source.digest, pixel_size))
                 report(status="successful", progress=100, message="done")
         except Stopped:
             with suppress(FileNotFoundError):
                 report(status="accepted", attempts=state["attempts"] - 1)
         except FileNotFoundError:
-            log.info("job %s was deleted while it ran", job_id)
+            log.info("job %s was deleted while it ran, or taken over", job_id)
         except Problem as problem:
             report(status="failed", message=problem.detail)
         except Exception:
@@ -186,6 +268,12 @@ class Jobs:
                 with suppress(OSError):
                     if time.time() - folder.stat().st_mtime > ORPHAN_SECONDS:
                         shutil.rmtree(folder, ignore_errors=True)
+        for told in self.there.glob("*.json") if self.there else ():
+            if time.time() - told.modified > self.settings.job_hours * 3600:
+                self.delete(told.stem)
+        for kept in self.predictor.there.iterdir() if self.predictor.there else ():
+            if time.time() - kept.modified > self.settings.job_hours * 3600:
+                kept.delete()
         sweep(self.settings.folder("scratch"), ORPHAN_SECONDS)
         self.store.sweep()
 

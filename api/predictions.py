@@ -6,21 +6,26 @@ no second pass through the network.
 """
 
 import hashlib
+import logging
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
 from api.limits import Gate, lock
 from api.settings import Settings
+from api.store import evict
 from api.uploads import Source
 from minicnn.backend import choose_device
-from segment.model import BEST, BUNDLED, Model, load_model
+from segment.model import Model, load_model, model_file
 from segment.predict import scene_bands, write_bands
 from segment.scenes import open_raster
+from segment.storage import StorageError
+
+log = logging.getLogger("api")
 
 Step = Callable[[float], None]  # takes the share that is done; may raise to stop the work
 
@@ -31,9 +36,8 @@ class Predictor:
         # The kernels keep work arrays for every thread that ever computes: let it be few.
         self.hands = ThreadPoolExecutor(settings.slots)
         self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
-        file = Path(settings.model or BUNDLED)
-        file = file / BEST if file.is_dir() else file
-        self._file, self._loading = file, threading.Lock()
+        self.there = settings.prefix("predictions")
+        self._file, self._loading = model_file(settings.model), threading.Lock()
         self._loaded: Model | None = None
         self.device = choose_device(settings.device) if settings.device != "cpu" else "cpu"
         if self.device == "cpu":  # before the fork: the workers share its pages
@@ -67,14 +71,14 @@ class Predictor:
         key = self.key(source.digest, pixel_size)
         path = self.folder / f"{key}.tif"
         with lock([self.locks / f"key{key[:2]}"], lambda: step(0)):
-            if not path.exists():
+            if not path.exists() and not self._fetched(path):
                 with self.gate.slot(lambda: step(0)):
                     self.hands.submit(self._compute, source, pixel_size, path, step).result()
             os.utime(path)
             opening = open_raster(path)
             dataset = opening.__enter__()
         try:
-            self._evict()
+            evict(self.folder.glob("*.tif"), self.settings.cache_mb * 1e6)
             yield dataset
         finally:
             opening.__exit__(None, None, None)
@@ -89,19 +93,22 @@ class Predictor:
             bands = scene_bands(self.model, scene, pixel_size=pixel_size, progress=watched)
             write_bands(bands, path, scene, threshold=None)
 
-    def _evict(self) -> None:
-        """Remove what was used longest ago, down to the size that the settings allow."""
-        found = []
-        for path in self.folder.glob("*.tif"):
-            with suppress(FileNotFoundError):
-                status = path.stat()
-                found.append((status.st_mtime, status.st_size, path))
-        total = sum(size for _, size, _ in found)
-        for _, size, path in sorted(found):
-            if total <= self.settings.cache_mb * 1e6:
-                break
-            path.unlink(missing_ok=True)
-            total -= size
+    def share(self, key: str) -> None:
+        """Keep a prediction where other hosts find it."""
+        try:
+            if self.there:
+                (self.there / f"{key}.tif").upload(self.folder / f"{key}.tif")
+        except StorageError as error:
+            log.warning("other hosts will have to make a prediction again: %s", error)
+
+    def _fetched(self, path: Path) -> bool:
+        """Whether another host has made this prediction; then it is here now."""
+        try:
+            if self.there:
+                (self.there / path.name).download(path)
+            return self.there is not None
+        except StorageError:  # there is none, or nobody can say
+            return False
 
 
 def _digest(path: Path) -> str:

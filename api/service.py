@@ -8,7 +8,7 @@ from api.jobs import Jobs
 from api.limits import Gate
 from api.predictions import Predictor
 from api.settings import Settings
-from api.store import Store
+from api.store import Store, open_store
 
 
 @dataclass(frozen=True)
@@ -22,7 +22,7 @@ class Service:
 
 def build(settings: Settings) -> Service:
     gate = Gate(settings)
-    predictor, store = Predictor(settings, gate), Store(settings)
+    predictor, store = Predictor(settings, gate), open_store(settings)
     return Service(settings, gate, predictor, store, Jobs(settings, predictor, store))
 
 

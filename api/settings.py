@@ -6,6 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
+from segment.storage import AnyPath, S3Path, to_path
+
 PREFIX = "MINICNN_"
 
 
@@ -18,9 +20,10 @@ def _default_store() -> Path:
 class Settings:
     """docs/api.md explains each; field `upload_mb` is the variable MINICNN_UPLOAD_MB."""
 
-    model: Path | None = None
+    model: AnyPath | None = None
     device: str = "cpu"
-    store: Path = Path()
+    store: AnyPath = Path()
+    scratch: Path = Path()
     upload_mb: float = 256
     megapixels: float = 100
     side: int = 30_000
@@ -38,7 +41,7 @@ class Settings:
     @classmethod
     def load(cls, overrides: Mapping[str, Any] | None = None) -> "Settings":
         """The environment's settings, `overrides` first; ValueError names what can't be read."""
-        values: dict[str, Any] = {"store": _default_store()}
+        values: dict[str, Any] = {"store": _default_store(), "scratch": _default_store()}
         for field in fields(cls):
             text = os.environ.get(PREFIX + field.name.upper())
             if text:
@@ -54,16 +57,23 @@ class Settings:
     def upload_bytes(self) -> int:
         return int(self.upload_mb * 1e6)
 
+    def prefix(self, name: str) -> S3Path | None:
+        """Where hosts share what none may lose; None where the store is a directory."""
+        store = to_path(self.store)
+        return store / name if isinstance(store, S3Path) else None
+
     def folder(self, name: str) -> Path:
-        """A folder of the store, made when it isn't there."""
-        path = Path(self.store) / name
+        """A folder on this machine, made when it isn't there: in the store, if that is here."""
+        store = to_path(self.store)
+        path = (self.scratch if isinstance(store, S3Path) else store) / name
         path.mkdir(parents=True, exist_ok=True)
         return path
 
 
 def _parse(name: str, text: str) -> Any:
     kind = Settings.__annotations__[name]
-    read = {"int": int, "float": float, "str": str}.get(getattr(kind, "__name__", ""), Path)
+    kinds: dict[str, Any] = {"int": int, "float": float, "str": str}
+    read = kinds.get(getattr(kind, "__name__", ""), to_path)
     try:
         value = read(text)
         if read in (int, float) and not 0 <= value < float("inf"):

@@ -11,9 +11,10 @@ import resource
 import subprocess
 import sys
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from importlib import import_module
 from pathlib import Path
+from statistics import median
 from typing import Any
 
 ROOT = Path(__file__).parent.parent
@@ -96,6 +97,21 @@ def alternate(
     return times
 
 
+def bursts(
+    contenders: Sequence[Contender], step: str, seconds: float, rounds: int = 3
+) -> dict[str, list[float]]:
+    """The median time of `step` in each of some rounds, in which everyone has `seconds` on end.
+
+    For short steps, the threads of which would fall asleep if they took turns one by one.
+    """
+    times: dict[str, list[float]] = {c.name: [] for c in contenders}
+    for _ in range(rounds):
+        for contender in contenders:
+            time.sleep(PAUSE)
+            times[contender.name].append(contender.ask(step, seconds))
+    return times
+
+
 def peak_memory() -> int:
     """The most bytes this process, and the largest child it waited for, ever had in memory."""
     kinds = resource.RUSAGE_SELF, resource.RUSAGE_CHILDREN
@@ -103,8 +119,21 @@ def peak_memory() -> int:
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
 
 
+def timed(step: Callable[[], None], seconds: float = 0) -> float:
+    """The time of one step; or the median of as many as fit in `seconds`, after a first one."""
+    taken: list[float] = []
+    if seconds:
+        step()
+    while not taken or sum(taken) < seconds:
+        started = time.perf_counter()
+        step()
+        taken.append(time.perf_counter() - started)
+    return median(taken)
+
+
 def serve(library: str) -> None:
-    """Obey commands from stdin: the subject with its sizes first, then the names of steps."""
+    """Obey commands from stdin: the subject with its sizes first, then the names of steps, each
+    with the seconds to repeat it for, or without."""
     answers, sys.stdout = sys.stdout, sys.stderr
     module = import_module(f"benchmarks.with_{library}")
     subject: Any = None
@@ -116,9 +145,7 @@ def serve(library: str) -> None:
         elif subject is None:
             subject = getattr(module, command)(*args)
         else:
-            started = time.perf_counter()
-            getattr(subject, command)()
-            answer = time.perf_counter() - started
+            answer = timed(getattr(subject, command), *args)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 

@@ -9,7 +9,7 @@ from contextlib import ExitStack
 from statistics import median
 from typing import Any
 
-from benchmarks.contender import AVX2, TUNED, Contender, alternate
+from benchmarks.contender import AVX2, TUNED, Contender, bursts
 from benchmarks.report import FOLDER, bars, gemm_peak, machine, table, write
 from benchmarks.unet import STEPS
 from segment.unet import UNet
@@ -17,6 +17,7 @@ from segment.unet import UNet
 TORCH = "torch tuned"
 WAYS = ("rule", "windows", "tiles", "readable")
 OURS = "minicnn rule"
+BURST = 0.25  # seconds that each contender has on end
 
 
 def shapes(tile: int) -> Iterator[tuple[str, str, int, int, int, int]]:
@@ -48,7 +49,7 @@ def measure(batch: int, tile: int, threads: int, avx2: bool) -> list[dict[str, A
             ]
             running.append(stack.enter_context(Contender(TORCH, "Block", *shape, **strict)))
             for step in STEPS:
-                times = alternate(running, step, 1)
+                times = bursts(running, step, BURST)
                 ms = {n: 1e3 * median(t) / batch for n, t in times.items()}
                 ratio = median(a / b for a, b in zip(times[OURS], times[TORCH], strict=True))
                 work = 2 * 16 * size**2 * (C + skip) * F * (3 if step == "train" else 1)
@@ -73,14 +74,14 @@ def main() -> None:
     text = [
         "# The layers, one by one" + (" with AVX2 only" if args.avx2 else ""),
         "Written by `python -m benchmarks.layers`. " + ", ".join(about.values()) + ". "
-        f"float32, batch {args.batch}, {args.threads} threads, ms an image (medians, taking "
-        "turns). `train` is forward and backward of convolution, batch norm and ReLU, or of the "
-        "transposed convolution (`up`); `predict` is forward alone. `rule` is the algorithm that "
-        "`minicnn.kernels.cpu_blocks.method` chooses; the next columns force one.",
-        "Compare our columns with each other. PyTorch's layers add up to far more here than its "
-        "whole net takes in [unet.md](unet.md): it suffers from short steps that take turns, so "
-        "its column, and the ratio, flatter us.",
-        f"![ratios]({name}.png)",
+        f"float32, batch {args.batch}, {args.threads} threads, ms an image (medians of three "
+        f"bursts of {BURST} s each, taking turns). `train` is forward and backward of "
+        "convolution, batch norm and ReLU, or of the transposed convolution (`up`); `predict` is "
+        "forward alone. `rule` is the algorithm that `minicnn.kernels.cpu_blocks.method` chooses; "
+        "the next columns force one.",
+        "A layer alone is not a layer in the net: its inputs are as the last step left them in "
+        "cache. Compare whole nets in [unet.md](unet.md).",
+        f"![Bars for each layer: the time of minicnn over that of PyTorch]({name}.png)",
         table(rows),
     ]
     data = {"machine": about, "batch": args.batch, "threads": args.threads, "rows": rows}

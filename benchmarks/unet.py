@@ -168,7 +168,7 @@ def describe(data: dict[str, Any]) -> str:
         "over that one's, the median over rounds. `torch tuned` has an allocator that keeps its "
         "pages. The last column is the convolutions' FLOPs, counted as the definition has them, "
         "over the time and over the rate of a large sgemm; Toom-Cook does fewer.",
-        f"![ratios]({name}.png)",
+        f"![Bars for each batch: the time of minicnn over that of the others]({name}.png)",
         table(data["speed"]),
         "## Peak memory of a process, MiB\n256-pixel tiles, two steps, everything included.",
         table(data["memory"]),

@@ -68,4 +68,4 @@ def _force(how: str) -> None:
         cpu_blocks.fits = lambda *_: False
     elif how != "rule":
         method = {"windows": cpu_windows.Windows, "tiles": cpu_tiles.Tiles}[how]
-        cpu_blocks.method = lambda K, inputs, F, W: method(K, inputs, [F], W)
+        cpu_blocks.method = lambda K, inputs, F, W, backward: method(K, inputs, [F], W)

@@ -64,5 +64,16 @@ def as_plain_text(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, l
     lines[:] = found
 
 
+def as_short_types(
+    _app: Any, _what: str, _name: str, _obj: Any, _options: Any, given: str | None, returned: Any
+) -> tuple[str | None, str | None] | None:
+    """Arrays by what they hold: `ndarray[uint8]`, not their whole generic type."""
+    array = r"~?[\w.]*ndarray\[~?[\w.]*tuple\[.*?\], ~?[\w.]*dtype\[~?(?:\w+\.)*(\w+)\]\]"
+    texts = [text and re.sub(array, r"ndarray[\1]", text) for text in (given, returned)]
+    texts = [text and re.sub(r"~(?:\w+\.)*", "", text) for text in texts]
+    return (texts[0], texts[1]) if given else None
+
+
 def setup(app: Any) -> None:
     app.connect("autodoc-process-docstring", as_plain_text)
+    app.connect("autodoc-process-signature", as_short_types)

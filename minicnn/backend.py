@@ -55,7 +55,7 @@ def _missing_for_gpu() -> str | None:
     try:
         import cupy
     except ImportError:
-        return "device gpu needs CuPy: pip install 'minicnn[gpu]'"
+        return "device gpu needs CuPy: pip install 'cupy-cuda12x[ctk]'"
     if not cupy.is_available():
         return "device gpu needs an NVIDIA GPU with its driver, and CuPy finds none"
     return None

@@ -7,6 +7,7 @@ import numpy as np
 
 from minicnn.backend import Array, kernels_for, to_device
 from minicnn.ops import Pad, Statistics, conv_size, pads, same_pad, transpose_size
+from minicnn.ranks import ALONE, Ranks
 
 Shape = tuple[int, ...]
 EPS = 1e-5
@@ -26,6 +27,7 @@ class Layer:
         self.state: dict[str, Array] = {}
         self.cache: Any = None
         self.kept: dict[Any, Any] | None = None  # what inference derived from a frozen layer
+        self.ranks = ALONE
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output; what `backward` will need is kept."""
@@ -100,6 +102,12 @@ class Layer:
                 if isinstance(array, np.ndarray):
                     array.flags.writeable = False
             layer.kept = {}
+        return self
+
+    def synchronise(self, ranks: Ranks) -> "Layer":
+        """Take the statistics of batch norm over the parts of a batch that all `ranks` hold."""
+        for _, layer in self.walk():
+            layer.ranks = ranks
         return self
 
     def recall(self) -> Any:
@@ -236,7 +244,8 @@ class BatchNorm2d(Layer):
         statistics = None if training else running_statistics(self.state)
         y, self.cache = self._apply(x, statistics)
         if training:
-            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
+            count = self.ranks.count * y.size // y.shape[3]
+            update_running(self.state, self.cache.statistics, count)
         return y
 
     def backward(self, dy: Array) -> Array:
@@ -249,7 +258,7 @@ class BatchNorm2d(Layer):
 
     def _apply(self, x: Array, statistics: Statistics | None) -> tuple[Array, Any]:
         gamma, beta = self.params["gamma"], self.params["beta"]
-        return kernels_for(x).batch_norm(x, gamma, beta, statistics, EPS)
+        return kernels_for(x).batch_norm(x, gamma, beta, statistics, EPS, self.ranks)
 
 
 class ReLU(Layer):
@@ -308,7 +317,8 @@ class ConvBlock(Layer):
         statistics = None if training else running_statistics(self.state)
         y, self.cache = self._apply(x, skip, statistics)
         if training:
-            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
+            count = self.ranks.count * y.size // y.shape[3]
+            update_running(self.state, self.cache.statistics, count)
         return y
 
     def backward(self, dy: Array) -> Array:
@@ -329,7 +339,7 @@ class ConvBlock(Layer):
     def _apply(
         self, x: Array, skip: Array | None, statistics: Statistics | None
     ) -> tuple[Array, Any]:
-        return kernels_for(x).conv_bn_relu(x, skip, *self._constants(statistics))
+        return kernels_for(x).conv_bn_relu(x, skip, *self._constants(statistics), self.ranks)
 
     def _constants(self, statistics: Statistics | None) -> tuple[Any, ...]:
         p = self.params

@@ -15,7 +15,7 @@ SMALL = 1 << 16  # below this many bytes, NumPy's own allocator is as good
 KEEP = 1 << 31  # bytes of free blocks kept at most
 
 _lock = threading.RLock()  # a finaliser may run inside any allocation, this module's too
-_free: list[np.ndarray] = []
+_free: dict[int, list[np.ndarray]] = {}  # by size; the sizes longest unused come first
 _returned: deque[np.ndarray] = deque()
 
 
@@ -37,14 +37,21 @@ def _take(size: int) -> np.ndarray:
     """The smallest free block of at least `size` values, if it is not too large; else a new one."""
     with _lock:
         while _returned:
-            _free.append(_returned.popleft())
-        fitting = [block for block in _free if size <= block.size <= size + size // 4]
-        if fitting:
-            block = min(fitting, key=lambda block: block.size)
-            _free[:] = [other for other in _free if other is not block]
+            block = _returned.popleft()
+            _free.setdefault(block.size, []).append(block)
+        fitting = (
+            size
+            if size in _free
+            else min((known for known in _free if size <= known <= size + size // 4), default=None)
+        )
+        if fitting is not None:
+            blocks = _free.pop(fitting)
+            block = blocks.pop()
+            if blocks:
+                _free[fitting] = blocks
             return block
-        while sum(block.nbytes for block in _free) > KEEP:
-            _free.pop(0)  # the one longest unused
+        while sum(4 * known * len(blocks) for known, blocks in _free.items()) > KEEP:
+            del _free[next(iter(_free))]
     return np.empty(size, np.float32)
 
 

@@ -9,9 +9,12 @@ made in the order of the pieces: the same numbers come out on one thread or on e
 """
 
 import itertools
+import math
 import os
+import sys
 import threading
 from collections.abc import Callable
+from functools import cache
 from queue import SimpleQueue
 from typing import Any
 
@@ -19,6 +22,9 @@ import numpy as np
 from threadpoolctl import ThreadpoolController
 
 Job = Callable[[int], None]
+
+PATIENCE = 1e-6  # seconds that a thread waits before it asks for Python's lock
+MANY = 2000  # work arrays of different shapes that a thread remembers
 
 
 class _Task:
@@ -85,14 +91,19 @@ class _Team:
             raise task.error
 
 
-class _SingleBlas:
-    """While anyone is inside, BLAS runs on one thread; the last to leave restores it."""
+class _Settings:
+    """While anyone is inside, BLAS runs on one thread, and Python's lock changes hands at once.
+
+    By default a thread sleeps until the lock is free or 5 ms have passed, and to be woken takes
+    longer than most of what follows. The last to leave restores both.
+    """
 
     def __init__(self) -> None:
         self.lock = threading.Lock()
         self.inside = 0
         self.libraries: list[Any] | None = None
         self.before: list[int] = []
+        self.interval = sys.getswitchinterval()
 
     def __enter__(self) -> None:
         with self.lock:
@@ -103,6 +114,8 @@ class _SingleBlas:
                 self.before = [library.num_threads for library in self.libraries]
                 for library in self.libraries:
                     library.set_num_threads(1)
+                self.interval = sys.getswitchinterval()
+                sys.setswitchinterval(PATIENCE)
             self.inside += 1
 
     def __exit__(self, *_: object) -> None:
@@ -111,6 +124,14 @@ class _SingleBlas:
             if self.inside == 0:
                 for library, count in zip(self.libraries or [], self.before, strict=True):
                     library.set_num_threads(count)
+                sys.setswitchinterval(self.interval)
+
+
+class _Own(threading.local):
+    """A thread's work arrays, and whatever else it knows of them."""
+
+    def __init__(self) -> None:
+        self.known: dict[Any, Any] = {}
 
 
 def _cores() -> int:
@@ -121,8 +142,8 @@ def _cores() -> int:
 
 
 _team = _Team(_cores())
-_single_blas = _SingleBlas()
-_own = threading.local()
+_settings = _Settings()
+_own = _Own()
 
 
 def num_threads() -> int:
@@ -141,29 +162,55 @@ def set_num_threads(count: int) -> None:
 
 def run(count: int, job: Job) -> None:
     """Call `job(0)` ... `job(count - 1)` on all threads, in any order; return when all are done."""
-    with _single_blas:
+    with _settings:
         _team.run(count, job)
 
 
 def _forget() -> None:
     """A forked child has none of the threads: it starts with a team of its own."""
-    global _team, _single_blas
-    _team, _single_blas = _Team(_team.size), _SingleBlas()
+    global _team, _settings
+    if _settings.inside:
+        sys.setswitchinterval(_settings.interval)
+    _team, _settings = _Team(_team.size), _Settings()
 
 
 if hasattr(os, "register_at_fork"):
     os.register_at_fork(after_in_child=_forget)
 
 
+@cache
+def shares(count: int, parts: int) -> tuple[range, ...]:
+    """0 ... count - 1 in so many runs, or fewer, of about the same length."""
+    parts = min(count, parts)
+    return tuple(range(i * count // parts, (i + 1) * count // parts) for i in range(parts))
+
+
 def scratch(name: str, *shape: int) -> np.ndarray:
     """A float32 work array of this thread, its content undefined; the next call of that name
     gives the same memory. It grows as needed and stays: fresh pages cost more than arithmetic.
     """
-    arrays = _own.__dict__
-    size = 1
-    for length in shape:
-        size *= length
-    memory = arrays.get(name)
+    known = _own.known
+    array: np.ndarray | None = known.get((name, shape))
+    return _cut(known, name, shape) if array is None else array
+
+
+def last_use(name: str, use: Any) -> bool:
+    """Whether work array `name` served for this very `use` the last time; from now on it does."""
+    known = _own.known
+    before = known.get((name, "use"))
+    known[name, "use"] = use
+    return bool(before == use)
+
+
+def _cut(known: dict[Any, Any], name: str, shape: tuple[int, ...]) -> np.ndarray:
+    size = math.prod(shape)
+    if len(known) > MANY:
+        known.clear()
+    memory = known.get((name,))
     if memory is None or memory.size < size:
-        memory = arrays[name] = np.empty(size, np.float32)
-    return memory[:size].reshape(shape)
+        for key in [key for key in known if key[0] == name]:
+            del known[key]
+        memory = known[(name,)] = np.empty(size, np.float32)
+    array: np.ndarray = memory[:size].reshape(shape)
+    known[name, shape] = array
+    return array

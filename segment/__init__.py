@@ -2,6 +2,8 @@
 
 from typing import TYPE_CHECKING, Any
 
+from segment import start as start
+
 if TYPE_CHECKING:
     from segment.model import Model, load_model
     from segment.predict import predict_scene

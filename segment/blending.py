@@ -4,6 +4,7 @@ Overlapping windows are blended by weights that taper off towards a window's edg
 network lacks context: the outermost quarter of an overlap counts nothing, a raised cosine leads
 over the middle half. An image is worked down in bands of windows; rows that no later window
 reaches are handed on at once, so memory grows with an image's width and not with its height.
+A box of an image can be had by itself, to the same bits, from the windows that count in it.
 """
 
 import itertools
@@ -17,6 +18,8 @@ WINDOW = 512  # pixels: wider than the tiles of training, for less overlap and m
 BATCH = 4
 
 Floats = NDArray[np.float32]
+Box = tuple[slice, slice]  # rows and columns of an image, with whole numbers for both ends
+Read = Callable[[slice, slice], tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 Progress = Callable[[Sequence[Any]], Iterable[Any]]
 
 
@@ -55,53 +58,98 @@ def tapers(starts: list[int], window: int, overlap: int) -> list[Floats]:
     ]
 
 
+def block_edges(size: int, overlap: int, multiple: int, count: int) -> list[int]:
+    """Edges of blocks along an axis, 0 and `size` among them, each of `count` windows or fewer.
+
+    They lie where a window begins to count, so that a block costs one window more than it has.
+    """
+    aligned = -(-size // multiple) * multiple
+    starts = window_starts(aligned, min(aligned, WINDOW), overlap, multiple)
+    inner = [start + overlap // 4 for start in starts[count::count]]
+    return [0, *(edge for edge in inner if edge < size), size]
+
+
 def blended_bands(
     predict: Callable[[NDArray[np.uint8]], Floats],
-    read: Callable[[int, int], tuple[NDArray[np.uint8], NDArray[np.bool_]]],
+    read: Read,
     shape: tuple[int, int],
     overlap: int,
     multiple: int,
     progress: Progress,
+    box: Box | None = None,
 ) -> Iterator[Floats]:
-    """Probabilities of an image of `shape`, as bands of finished rows from the top.
+    """Probabilities of an image of `shape`, or of a box of it, as bands of finished rows.
 
-    `read(row, rows)` gives pixels (rows, W, 3) and validity (rows, W); `predict` maps windows
-    (N, h, w, 3) to probabilities (N, h, w), h and w divisible by `multiple`. An image that isn't
-    is mirrored at its bottom and right edges. Windows without a valid pixel are skipped.
+    `read(rows, columns)` gives a window's pixels (h, w, 3) and validity (h, w); `predict` maps
+    windows (N, h, w, 3) to probabilities (N, h, w), h and w divisible by `multiple`. An image that
+    isn't is mirrored at its bottom and right edges. Windows without a valid pixel are skipped.
     """
-    height, width = shape
+    rows, cols = box or (slice(0, shape[0]), slice(0, shape[1]))
     aligned = [-(-size // multiple) * multiple for size in shape]
-    window = [min(size, WINDOW) for size in aligned]
-    tops, lefts = (window_starts(aligned[i], window[i], overlap, multiple) for i in (0, 1))
-    down, across = tapers(tops, window[0], overlap), tapers(lefts, window[1], overlap)
-    batches = [range(i, min(i + BATCH, len(lefts))) for i in range(0, len(lefts), BATCH)]
-    blended = np.zeros((window[0], aligned[1]), np.float32)
-    for index, batch in progress(list(itertools.product(range(len(tops)), batches))):
-        top = tops[index]
-        if batch[0] == 0:
-            pixels, valid = read(top, min(window[0], height - top))
-            missing = (0, window[0] - len(pixels)), (0, aligned[1] - width)
-            pixels = np.pad(pixels, (*missing, (0, 0)), mode="symmetric")
-            valid = np.pad(valid, missing)
-        spans = {i: slice(lefts[i], lefts[i] + window[1]) for i in batch}
-        seen = [i for i in batch if valid[:, spans[i]].any()]
+    window = min(aligned[0], WINDOW), min(aligned[1], WINDOW)
+    down, across = (
+        _counting(window_starts(aligned[i], window[i], overlap, multiple), window[i], overlap, span)
+        for i, span in enumerate((rows, cols))
+    )
+    batches = [range(i, min(i + BATCH, len(across))) for i in range(0, len(across), BATCH)]
+    first = across[0][0]  # the column of the image where `blended` begins
+    blended = np.zeros((window[0], across[-1][0] + window[1] - first), np.float32)
+    for index, batch in progress(list(itertools.product(range(len(down)), batches))):
+        top, weight = down[index]
+        seen = []
+        for left, taper in (across[i] for i in batch):
+            pixels, valid = _window(read, (top, left), window, shape)
+            if valid.any():
+                seen.append((slice(left - first, left - first + window[1]), taper, pixels))
         if seen:
-            found = predict(np.stack([pixels[:, spans[i]] for i in seen]))
-            for i, probability in zip(seen, found, strict=True):
-                blended[:, spans[i]] += down[index][:, None] * across[i] * probability
-        if batch[-1] == len(lefts) - 1:
-            done = (tops[index + 1] if index + 1 < len(tops) else height) - top
-            yield blended[:done, :width].copy()
+            found = predict(np.stack([pixels for _, _, pixels in seen]))
+            for (span, taper, _), probability in zip(seen, found, strict=True):
+                blended[:, span] += weight[:, None] * taper * probability
+        if batch[-1] == len(across) - 1:
+            done = (down[index + 1][0] if index + 1 < len(down) else rows.stop) - top
+            band = blended[max(rows.start - top, 0) : done, cols.start - first : cols.stop - first]
+            if len(band):
+                yield band.copy()
             blended[:-done] = blended[done:]
             blended[-done:] = 0
 
 
+def _counting(
+    starts: list[int], window: int, overlap: int, span: slice
+) -> list[tuple[int, Floats]]:
+    """Start and weights of each window that has a weight above zero within the span."""
+    weights = zip(starts, tapers(starts, window, overlap), strict=True)
+    return [
+        (start, weight)
+        for start, weight in weights
+        if start < span.stop and weight[max(span.start - start, 0) : span.stop - start].any()
+    ]
+
+
+def _window(
+    read: Read, start: tuple[int, int], window: tuple[int, int], shape: tuple[int, int]
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """Read a window, mirrored where it reaches over the image's bottom and right edges."""
+    rows, cols = (slice(start[i], min(start[i] + window[i], shape[i])) for i in (0, 1))
+    pixels, valid = read(rows, cols)
+    missing = (0, window[0] - len(valid)), (0, window[1] - valid.shape[1])
+    return np.pad(pixels, (*missing, (0, 0)), mode="symmetric"), np.pad(valid, missing)
+
+
 def resampled_bands(
-    bands: Iterable[Floats], shape: tuple[int, int], to: tuple[int, int]
+    bands: Iterable[Floats], shape: tuple[int, int], to: tuple[int, int], box: Box | None = None
 ) -> Iterator[Floats]:
-    """Bands of an image of `shape` as bands of the image resized `to` (bilinear)."""
-    (above, below, share), (left, right, across) = (_between(shape[i], to[i]) for i in (0, 1))
-    held, first, row = np.empty((0, to[1]), np.float32), 0, 0  # `first`: the first row held
+    """Bands of an image of `shape` as bands of the image resized `to` (bilinear).
+
+    With `box`, a box of the resized image is made; the bands are of its `source_box`.
+    """
+    rows, cols = box or (slice(0, to[0]), slice(0, to[1]))
+    source = source_box(shape, to, box) if box else (slice(0, shape[0]), slice(0, shape[1]))
+    above, below, share = (part[rows] for part in _between(shape[0], to[0]))
+    left, right, across = (part[cols] for part in _between(shape[1], to[1]))
+    left, right = left - source[1].start, right - source[1].start
+    held = np.empty((0, len(across)), np.float32)
+    first, row = source[0].start, 0  # `first`: the first row held
     for band in bands:
         band = band[:, left] * (1 - across) + band[:, right] * across
         held = np.concatenate([held, band])
@@ -111,9 +159,18 @@ def resampled_bands(
             down = share[part, None]
             yield held[above[part] - first] * (1 - down) + held[below[part] - first] * down
             row = part.stop
-        if row < to[0]:
+        if row < len(share):
             drop = min(above[row] - first, len(held))
             held, first = held[drop:], first + drop
+
+
+def source_box(shape: tuple[int, int], to: tuple[int, int], box: Box) -> Box:
+    """The box of an image of `shape` from which a box of the image resized `to` follows."""
+    spans = []
+    for size, goal, part in zip(shape, to, box, strict=True):
+        lower, upper, _ = _between(size, goal)
+        spans.append(slice(int(lower[part.start]), int(upper[part.stop - 1]) + 1))
+    return spans[0], spans[1]
 
 
 def _between(size: int, to: int) -> tuple[NDArray[np.intp], NDArray[np.intp], Floats]:

@@ -12,6 +12,7 @@ from tqdm import tqdm
 
 from minicnn.backend import DeviceError
 from minicnn.checkpoint import CheckpointError
+from segment import start
 from segment.errors import InputError
 from segment.views import VIEWS
 
@@ -27,18 +28,28 @@ class Terminated(BaseException):
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command and exit: 0, 2 with one line on bad input, 130 on Ctrl-C, 143 on SIGTERM."""
     signal.signal(signal.SIGTERM, _terminate)
+    start.imported()
     try:
         main(sys.argv[1:])
-    except (InputError, CheckpointError, DeviceError) as error:
-        _fail(str(error), BAD_INPUT)
-    except OSError as error:
-        name = f": {error.filename}" if error.filename else ""
-        _fail(f"{error.strerror or error}{name}", BAD_INPUT)
-    except KeyboardInterrupt as interrupt:
-        _fail(str(interrupt) or "interrupted", INTERRUPTED)
-    except Terminated as terminated:
-        _fail(str(terminated) or "terminated", TERMINATED)
+    except BaseException as error:
+        sentence, code = ending(error)
+        _fail(sentence, code)
     sys.exit(0)
+
+
+def ending(error: BaseException) -> tuple[str, int]:
+    """What a command that ends by `error` says, and its exit code; a bug is raised again."""
+    match error:
+        case InputError() | CheckpointError() | DeviceError():
+            return f"error: {error}", BAD_INPUT
+        case OSError():
+            name = f": {error.filename}" if error.filename else ""
+            return f"error: {error.strerror or error}{name}", BAD_INPUT
+        case KeyboardInterrupt():
+            return str(error) or "interrupted", INTERRUPTED
+        case Terminated():
+            return str(error) or "terminated", TERMINATED
+    raise error
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
@@ -46,7 +57,7 @@ def _terminate(signum: int, frame: object) -> NoReturn:
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
-    print(f"error: {sentence}" if code == BAD_INPUT else sentence, file=sys.stderr)
+    print(sentence, file=sys.stderr)
     sys.exit(code)
 
 
@@ -54,7 +65,7 @@ class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong; the usage is for --help."""
 
     def error(self, message: str) -> NoReturn:
-        _fail(f"{message} (see {self.prog} --help)", BAD_INPUT)
+        _fail(f"error: {message} (see {self.prog} --help)", BAD_INPUT)
 
 
 def parser(name: str, description: str) -> argparse.ArgumentParser:

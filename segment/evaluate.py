@@ -31,6 +31,7 @@ from segment.report import Evaluation, write_report
 from segment.run import Run, read_json
 from segment.scenes import BUILDING, IGNORE, find_scenes
 from segment.splits import SCENARIOS, Split, make_split
+from segment.storage import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 from segment.views import averaged
@@ -95,8 +96,8 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(documents[0] if len(done) == 1 else documents, indent=2))
     else:
         for each in done:
-            print(f"{each.what}, threshold {each.threshold:.3f}\n{table(each.summary)}")
-            print(each.in_words())
+            print(f"{each.what} on {each.device}, threshold {each.threshold:.3f}")
+            print(f"{table(each.summary)}\n{each.in_words()}")
     if report and not options.json:
         print(report)
 
@@ -104,8 +105,9 @@ def main(arguments: list[str]) -> None:
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     """Score one model; with a report wanted, also picture what it does best and worst."""
     model = load_model(path).to(choose_device(options.device))
-    store, indices, what = _choose(path, options, model)
-    learnt = _learnt_tiles(path, store, indices)
+    folder = _run(path)
+    store, indices, what = _choose(options, model, folder)
+    learnt = _learnt_tiles(folder, store, indices)
     if learnt:
         print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
     batches = predictions(model, store, indices, views=options.views)
@@ -121,8 +123,9 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
             for name, part in parts.items()
         }
     return Evaluation(
-        name=Path(path).name if path else "the bundled model",
+        name=to_path(path).name if path else "the bundled model",
         what=what,
+        device=model.device,
         threshold=model.info.threshold,
         views=options.views,
         learnt=learnt,
@@ -177,21 +180,29 @@ def _parser() -> argparse.ArgumentParser:
     return p
 
 
+def _run(model: str | None) -> Run | None:
+    """The run that --model names, with what is needed to know its data."""
+    if model is None or not to_path(model).is_dir():
+        return None
+    folder = Run(model)
+    folder.fetch(folder.config, folder.split)
+    return folder
+
+
 def _choose(
-    path: str | None, options: argparse.Namespace, model: Model
+    options: argparse.Namespace, model: Model, folder: Run | None
 ) -> tuple[TileStore, NDArray[np.intp], str]:
     """The tiles to score, and in words which they are.
 
     A run's own data are cut as the run cut them. Any other data are brought to the pixel size of
     the model, and split, where a split is wanted, by the seed that the model was trained with.
     """
-    folder = Run(path) if path and Path(path).is_dir() else None
     own: dict[str, Any] | None = None
     if folder is not None and options.data is None:
         own = read_json(folder.config)
     paths = options.data or (own and own["data"]) or default_scenes(options.cache)
     pixel_size = own["pixel_size"] if own else model.info.pixel_size
-    scenes = find_scenes(paths)
+    scenes = find_scenes(paths, cache=options.cache)
     if options.pixel_size:
         scenes = [replace(scene, pixel_size=options.pixel_size) for scene in scenes]
     store = open_store(scenes, model.info.reading, pixel_size, options.cache)
@@ -208,12 +219,11 @@ def _choose(
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
 
 
-def _learnt_tiles(model: str | None, store: TileStore, indices: NDArray[np.intp]) -> int:
+def _learnt_tiles(folder: Run | None, store: TileStore, indices: NDArray[np.intp]) -> int:
     """How many of the tiles the model of a run was trained or calibrated on."""
-    file = Run(model).split if model else None
-    if file is None or not file.exists():
+    if folder is None or not folder.split.exists():
         return 0
-    parts = Split.load(file).parts
+    parts = Split.load(folder.split).parts
     learnt = {*parts["train"], *parts["val"]}
     return sum(store.tiles[i].id in learnt for i in indices)
 

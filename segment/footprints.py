@@ -30,15 +30,13 @@ class Footprints:
     area_m2: NDArray[np.float64]  # on the ground: geodesic, whatever the CRS
 
 
-def require_vector() -> None:
-    """Raise InputError where the packages that outlines need aren't installed."""
-    for name in ("shapely", "pyproj", "pyogrio"):
+def require_vector(*more: str) -> None:
+    """Raise InputError where the packages that outlines need, and `more`, aren't installed."""
+    for name in ("shapely", "pyproj", "pyogrio", *more):
         try:
             importlib.import_module(name)
         except ImportError:
-            raise InputError(
-                f"footprints need the package {name}: pip install minicnn[vector]"
-            ) from None
+            raise InputError(f"footprints need the package {name}: pip install {name}") from None
 
 
 def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:
@@ -74,14 +72,35 @@ def polygons(
     """
     require_vector()
     require_place(crs, transform, "the mask")
-    import pyproj
+    pixels = pixel_outlines(mask)
+    return placed(pixels, mask.shape, transform, crs, min_area, simplify, right_angles)
+
+
+def pixel_outlines(mask: NDArray[np.uint8]) -> NDArray[np.object_]:
+    """The polygon of every building of a mask, corner points being (col, row) of whole pixels."""
     import shapely
 
     found = shapes((mask != 0).astype(np.uint8), mask=mask != 0, connectivity=4)
-    pixels = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    polygons = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    return shapely.normalize(polygons)  # one building, one order of its points
+
+
+def placed(
+    pixels: NDArray[np.object_],
+    shape: tuple[int, ...],
+    transform: Affine,
+    crs: CRS,
+    min_area: float,
+    simplify: float,
+    right_angles: bool = False,
+) -> Footprints:
+    """`pixel_outlines` of a mask of (H, W), or some of them, as `polygons` describes them."""
+    import pyproj
+    import shapely
+
     to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
     if simplify > 0 or right_angles:
-        scale = _metres_per_pixel(mask.shape, transform, to_lonlat)
+        scale = _metres_per_pixel(shape, transform, to_lonlat)
         metres = shapely.transform(pixels, lambda xy: xy * scale)
         if right_angles:
             metres = right_angled(metres, simplify or max(WALL, 2 * scale.max()))

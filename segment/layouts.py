@@ -5,9 +5,9 @@ import math
 import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from segment.errors import InputError
+from segment.storage import AnyPath, join, local
 
 _RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png"}
 _POLYGONS = {".geojson", ".json"}
@@ -17,14 +17,14 @@ _POLYGONS = {".geojson", ".json"}
 class Pair:
     """A picture and its mask (None where none is asked for), with what its set says about it."""
 
-    image: Path
-    label: Path | None
+    image: AnyPath
+    label: AnyPath | None
     scene: str = ""
     city: str = ""
     pixel_size: float | None = None
 
 
-def find_pairs(path: Path, labelled: bool) -> list[Pair]:
+def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
     """The pairs in a folder or a CSV file (or, unlabelled, one picture); InputError for none.
 
     A folder holds `images*` folders, each beside a `gt*` or `masks*` of the same ending (at most
@@ -50,23 +50,24 @@ def find_pairs(path: Path, labelled: bool) -> list[Pair]:
     raise InputError(f"{path}: no such folder or CSV file")
 
 
-def _in_folders(path: Path, labelled: bool) -> list[Pair]:
+def _in_folders(path: AnyPath, labelled: bool) -> list[Pair]:
     levels = ("images*", "*/images*", "*/*/images*")
     itself = path.resolve().name.startswith("images")
-    folders = [path] if itself else sorted(f for level in levels for f in path.glob(level))
+    named = (f for level in levels for f in path.glob(level))
+    folders = [path] if itself else sorted((f for f in named if f.is_dir()), key=str)
     pairs: list[Pair] = []
-    for folder in filter(Path.is_dir, folders):
+    for folder in folders:
         home, ending = folder.resolve().parent, folder.resolve().name.removeprefix("images")
         beside = [home / f"{name}{ending}" for name in ("gt", "masks")]
         labels = next((other for other in beside if other.is_dir()), None)
         if labelled and labels is None:
             continue  # INRIA's test/images has none, by intent
-        named = _by_stem(_files(labels, _RASTERS | _POLYGONS)) if labels and labelled else None
-        pairs += _paired(_files(folder, _RASTERS), named, _sites(home / "sites.csv"))
+        masks = _by_stem(_files(labels, _RASTERS | _POLYGONS)) if labels and labelled else None
+        pairs += _paired(_files(folder, _RASTERS), masks, _sites(home / "sites.csv"))
     return pairs
 
 
-def _in_flat_folder(path: Path, labelled: bool) -> list[Pair]:
+def _in_flat_folder(path: AnyPath, labelled: bool) -> list[Pair]:
     pictures, polygons = _files(path, _RASTERS), _files(path, {".geojson"})
     masks = [file for file in pictures if file.stem.endswith(("_gt", "_mask"))]
     images = [file for file in pictures if file not in masks]
@@ -75,14 +76,14 @@ def _in_flat_folder(path: Path, labelled: bool) -> list[Pair]:
     return _paired(images, _by_stem(masks + polygons) if labelled else None, {})
 
 
-def _files(folder: Path, suffixes: set[str]) -> list[Path]:
+def _files(folder: AnyPath, suffixes: set[str]) -> list[AnyPath]:
     """Files with these suffixes, sorted; hidden ones (macOS leaves ._austin1.tif) are skipped."""
     files = (file for file in folder.iterdir() if file.suffix.lower() in suffixes)
-    return sorted(file for file in files if not file.name.startswith("."))
+    return sorted((file for file in files if not file.name.startswith(".")), key=str)
 
 
-def _by_stem(labels: Sequence[Path]) -> dict[str, Path]:
-    named: dict[str, Path] = {}
+def _by_stem(labels: Sequence[AnyPath]) -> dict[str, AnyPath]:
+    named: dict[str, AnyPath] = {}
     for label in labels:
         stem = re.sub(r"_(gt|mask)$", "", label.stem)
         if stem in named:
@@ -91,7 +92,7 @@ def _by_stem(labels: Sequence[Path]) -> dict[str, Path]:
     return named
 
 
-def _sites(path: Path) -> dict[str, str]:
+def _sites(path: AnyPath) -> dict[str, str]:
     if not path.is_file():
         return {}
     rows = _rows(path, {"tile", "site"}, {"tile", "site"})
@@ -99,7 +100,7 @@ def _sites(path: Path) -> dict[str, str]:
 
 
 def _paired(
-    images: Sequence[Path], labels: Mapping[str, Path] | None, sites: Mapping[str, str]
+    images: Sequence[AnyPath], labels: Mapping[str, AnyPath] | None, sites: Mapping[str, str]
 ) -> list[Pair]:
     for image in images:
         if labels is not None and image.stem not in labels:
@@ -110,12 +111,12 @@ def _paired(
     return [Pair(i, labels.get(i.stem), scene=sites.get(i.stem, "")) for i in images]
 
 
-def _in_csv(path: Path, labelled: bool) -> list[Pair]:
+def _in_csv(path: AnyPath, labelled: bool) -> list[Pair]:
     needed = {"image", "mask"} if labelled else {"image"}
     return [
         Pair(
-            path.parent / row["image"],
-            path.parent / row["mask"] if labelled else None,
+            join(path.parent, row["image"]),
+            join(path.parent, row["mask"]) if labelled else None,
             row.get("scene", ""),
             row.get("city", ""),
             _metres(row.get("pixel_size", ""), path),
@@ -124,10 +125,11 @@ def _in_csv(path: Path, labelled: bool) -> list[Pair]:
     ]
 
 
-def _rows(path: Path, needed: set[str], known: set[str]) -> list[dict[str, str]]:
+def _rows(path: AnyPath, needed: set[str], known: set[str]) -> list[dict[str, str]]:
     """The rows of a CSV file that has all `needed` columns, filled in, and only `known` ones."""
     try:
-        with path.open(newline="", encoding="utf-8-sig") as file:
+        (here,) = local([path])
+        with here.open(newline="", encoding="utf-8-sig") as file:
             reader = csv.DictReader(file, restval="")
             rows, columns = list(reader), set(reader.fieldnames or ())
     except (csv.Error, UnicodeDecodeError) as error:
@@ -145,7 +147,7 @@ def _rows(path: Path, needed: set[str], known: set[str]) -> list[dict[str, str]]
     return rows
 
 
-def _metres(text: str, path: Path) -> float | None:
+def _metres(text: str, path: AnyPath) -> float | None:
     if not text:
         return None
     try:

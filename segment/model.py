@@ -11,6 +11,7 @@ from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
 from segment.scenes import Reading
+from segment.storage import AnyPath, local, to_path
 from segment.unet import UNet
 
 BUNDLED = Path(__file__).parent / "weights" / "synthetic.safetensors"
@@ -76,16 +77,12 @@ def save_model(path: str | Path, net: UNet, info: ModelInfo, dtype: Any = np.flo
     save(path, arrays, {"model": about})
 
 
-def load_model(path: str | Path | None = None) -> Model:
-    """The model in a run's folder or in a file; None: the one that comes with the package.
+def load_model(path: str | AnyPath | None = None) -> Model:
+    """The model in a run's folder or in a file, on disk or in S3; None: the package's own.
 
     Its net is frozen, which makes predictions faster; train a copy (`net.astype(np.float32)`).
     """
-    file = Path(path) if path is not None else BUNDLED
-    if file.is_dir():
-        if not (file / BEST).exists():
-            raise CheckpointError(f"{file}: expected a run folder with {BEST} in it")
-        file /= BEST
+    file = model_file(path)
     arrays, about = load(file)
     info = _info(about, file)
     try:
@@ -100,6 +97,16 @@ def load_model(path: str | Path | None = None) -> Model:
     load_net(net, arrays, file)
     net.freeze()
     return Model(net, info)
+
+
+def model_file(path: str | AnyPath | None) -> Path:
+    """The file of a model as `load_model` takes it, fetched if it is in a bucket."""
+    file = to_path(path) if path is not None else BUNDLED
+    if file.is_dir():
+        if not (file / BEST).exists():
+            raise CheckpointError(f"{file}: expected a run folder with {BEST} in it")
+        file = file / BEST
+    return local([file])[0]
 
 
 def _info(about: dict[str, Any], file: Path) -> ModelInfo:

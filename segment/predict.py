@@ -1,6 +1,7 @@
 """Masks of whole scenes, georeferenced like them: `python -m segment.predict`."""
 
 import argparse
+import hashlib
 import logging
 import os
 from collections import Counter
@@ -14,8 +15,16 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment import footprints
-from segment.blending import WINDOW, Floats, Progress, blended_bands, resampled_bands
+from segment import footprints, shards
+from segment.blending import (
+    WINDOW,
+    Box,
+    Floats,
+    Progress,
+    blended_bands,
+    resampled_bands,
+    source_box,
+)
 from segment.cli import (
     add_device,
     add_views,
@@ -24,10 +33,11 @@ from segment.cli import (
     positive,
     progress,
     run,
+    whole,
     within,
 )
 from segment.errors import InputError
-from segment.model import Model, load_model
+from segment.model import Model, load_model, model_file
 from segment.plots import overlay
 from segment.scenes import (
     Scene,
@@ -36,9 +46,12 @@ from segment.scenes import (
     ground_pixel_size,
     open_raster,
     read_pixels,
+    shifted,
     working_shape,
+    write_cog,
     write_raster,
 )
+from segment.storage import AnyPath, to_path, writing
 from segment.views import averaged
 
 OVERLAP = 64  # pixels
@@ -55,7 +68,7 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Band:
-    """Finished rows of a scene, from `row` on: what was seen, where it is valid, what was found."""
+    """Finished rows of a scene or box, from `row` on: what was seen, is valid, and was found."""
 
     row: int
     pixels: NDArray[np.uint8]  # (rows, W, 3)
@@ -74,34 +87,45 @@ def scene_bands(
     overlap: int = OVERLAP,
     pixel_size: float | None = None,
     progress: Progress = iter,
+    box: Box | None = None,
     views: int = 1,
 ) -> Iterator[Band]:
-    """Predict an open scene from top to bottom.
+    """Predict an open scene, or a box of it to the same bits, from top to bottom.
 
     `pixel_size` is the scene's, in metres on the ground, where the file doesn't say or is wrong.
     If it isn't the model's, the scene is resampled to that and the probabilities back. With 2, 4
     or 8 `views` as many turned and mirrored ones are averaged: better, and as many times slower.
     """
-    if not 0 <= overlap <= WINDOW // 2:
-        raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
+    _check_overlap(overlap)
     shape = dataset.height, dataset.width
     grid = _working_shape(model, dataset, pixel_size)
 
-    def read(row: int, rows: int) -> Any:
-        top, high = row * shape[0] / grid[0], rows * shape[0] / grid[0]
-        window = Window(0, top, shape[1], high)
-        return read_pixels(dataset, model.info.reading, window, (rows, grid[1]))
+    scale = shape[0] / grid[0], shape[1] / grid[1]
+    box = box or (slice(0, shape[0]), slice(0, shape[1]))
 
+    def read(rows: slice, cols: slice) -> Any:
+        size = rows.stop - rows.start, cols.stop - cols.start
+        place = cols.start * scale[1], rows.start * scale[0], size[1] * scale[1], size[0] * scale[0]
+        return read_pixels(dataset, model.info.reading, Window(*place), size)
+
+    inner = box if grid == shape else source_box(grid, shape, box)
+    multiple = model.net.multiple
     look = averaged(model.predict, views)
-    bands = blended_bands(look, read, grid, overlap, model.net.multiple, progress)
+    bands = blended_bands(look, read, grid, overlap, multiple, progress, inner)
     if grid != shape:
-        bands = resampled_bands(bands, grid, shape)
-    row = 0
+        bands = resampled_bands(bands, grid, shape, box)
+    row, (rows, cols) = 0, box
     for probability in bands:
-        window = Window(0, row, shape[1], len(probability))
+        height, width = probability.shape
+        window = Window(cols.start, rows.start + row, width, height)
         pixels, valid = read_pixels(dataset, model.info.reading, window)
         yield Band(row, pixels, valid, np.where(valid, probability, np.float32(0)))
-        row += len(probability)
+        row += height
+
+
+def _check_overlap(overlap: int) -> None:
+    if not 0 <= overlap <= WINDOW // 2:
+        raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
 
 
 def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:
@@ -116,7 +140,7 @@ def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tupl
 
 def predict_scene(
     model: Model,
-    path: str | Path,
+    path: str | AnyPath,
     threshold: float | None = None,
     overlap: int = OVERLAP,
     pixel_size: float | None = None,
@@ -147,13 +171,18 @@ def _profile(dataset: Any, dtype: str) -> dict[str, Any]:
 
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
+    if options.shards is not None:
+        _predict_shard(options)
+        return
+    if options.shard is not None:
+        raise InputError("--shard says which of --shards N: that was expected, too")
     found = find_scenes(options.scenes, labelled=False)
     options.format = options.format or _format_of(options.out)
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
     model = load_model(options.model).to(choose_device(options.device))
     for scene, path in jobs:
-        path.parent.mkdir(parents=True, exist_ok=True)
-        _predict_to_file(model, scene, path, options)
+        with writing(path) as file:
+            _predict_to_file(model, scene, file, options)
         print(path)
 
 
@@ -206,6 +235,20 @@ def _parser() -> argparse.ArgumentParser:
         help="tolerance of outlines in metres",
     )
     p.add_argument(
+        "--shards",
+        type=whole(1),
+        metavar="N",
+        help="do a share of the work, one of N; the folder --out then holds the plan and the "
+        "masks, which `python -m segment.merge` makes one",
+    )
+    p.add_argument(
+        "--shard",
+        type=whole(0),
+        metavar="I",
+        help="which share, 0 to N - 1; default: the index in an AWS Batch array or the MPI rank; "
+        "without any, the plan is made and nothing else",
+    )
+    p.add_argument(
         "--right-angles",
         action="store_true",
         help="draw outlines with right angles where that fits; --simplify is then the shortest "
@@ -222,10 +265,10 @@ def _format_of(out: str) -> str:
     return next((name for name, endings in ENDINGS.items() if ending in endings), "tif")
 
 
-def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
+def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
     """The file that each scene gives; InputError where two are one, or one can't or mustn't be."""
-    path = Path(out)
-    if path.is_dir() or out.endswith(("/", os.sep)) or not path.suffix:
+    path = to_path(out)
+    if out.endswith(("/", os.sep)) or not path.suffix or path.is_dir():
         paths = [path / f"{scene.image.stem}{ENDINGS[form][0]}" for scene in found]
     elif len(found) > 1:
         raise InputError(f"--out {out}: a folder was expected for {len(found)} scenes")
@@ -236,7 +279,8 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[Path]:
     taken = Counter(paths)
     inputs = {scene.image.resolve() for scene in found}
     for scene, target in zip(found, paths, strict=True):
-        check_folder(target.parent)
+        if isinstance(target, Path):
+            check_folder(target.parent)
         if taken[target] > 1:
             raise InputError(f"{scene.image}: another scene is to give {target}, too")
         if target.resolve() in inputs:
@@ -249,14 +293,14 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
     with open_raster(scene.image) as dataset:
         if options.format in ("geojson", "gpkg"):  # before the work, not after it
             footprints.require_vector()
-            footprints.require_place(dataset.crs, dataset.transform, scene.image)
+            footprints.require_place(dataset.crs, dataset.transform, str(scene.image))
         bands = scene_bands(
             model,
             dataset,
             options.overlap,
             options.pixel_size or scene.pixel_size,
-            partial(progress, desc=scene.stem, unit="batch"),
-            options.views,
+            partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch"),
+            views=options.views,
         )
         if options.format in ("tif", "probability"):
             limit = threshold if options.format == "tif" else None
@@ -273,15 +317,80 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
             footprints.write(found, path)
 
 
+def _predict_shard(options: argparse.Namespace) -> None:
+    """Write the masks of a shard that aren't there, or without a shard the plan of all."""
+    out = to_path(options.out)
+    if (options.format or "tif") != "tif" or out.suffix:
+        raise InputError(f"--out {out}: a folder for masks was expected of --shards")
+    if isinstance(out, Path):
+        check_folder(out)
+    model = load_model(options.model)
+    plan = _plan(options, out, model)
+    index = shards.own_index() if options.shard is None else options.shard
+    if index is None:
+        print(f"{out / shards.MANIFEST}: {len(plan.pieces)} masks in {plan.shards} shards")
+        return
+    model = model.to(choose_device(options.device))
+    for piece in plan.of(index):
+        path = out / shards.MASKS / piece.name
+        if not shards.is_done(path, plan, piece):
+            with writing(path) as file:
+                _predict_piece(model, plan, piece, file)
+        print(path)
+
+
+def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Plan:
+    """The plan in the folder, if it is of this request; made where there is none."""
+    threshold = model.info.threshold if options.threshold is None else options.threshold
+    request = {
+        "inputs": options.scenes,
+        "model": hashlib.sha256(model_file(options.model).read_bytes()).hexdigest(),
+        "threshold": threshold,
+        "overlap": options.overlap,
+        "pixel_size": options.pixel_size,
+        "views": options.views,
+        "shards": options.shards,
+    }
+    if (out / shards.MANIFEST).is_file():
+        plan = shards.read_plan(out)
+        shards.check_request(out, plan, request)
+        return plan
+    _check_overlap(options.overlap)
+    plan = shards.plan_of(request, find_scenes(options.scenes, False), model.net.multiple)
+    shards.write_plan(out, plan)
+    return plan
+
+
+def _predict_piece(model: Model, plan: shards.Plan, piece: shards.Piece, path: Path) -> None:
+    source, threshold = plan.scenes[piece.scene], plan.request["threshold"]
+    with open_raster(source.image) as dataset:
+        if dataset.shape != (source.height, source.width) or dataset.transform != source.place:
+            raise InputError(f"{source.image} is another scene than when the plan was made")
+        bar = partial(progress, desc=Path(piece.name).stem, unit="batch")
+        overlap, views = plan.request["overlap"], plan.request["views"]
+        how = {"box": piece.box, "views": views}
+        bands = scene_bands(model, dataset, overlap, source.pixel_size, bar, **how)
+        size = {"height": piece.height, "width": piece.width}
+        place = {"transform": shifted(dataset.transform, piece.row, piece.col)}
+        profile = _profile(dataset, "uint8") | size | place
+        with write_cog(path, profile, {shards.TAG: plan.digest}) as out:
+            for band in bands:
+                _write_band(out, band, band.mask(threshold))
+
+
 def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
     """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
     profile = _profile(dataset, "float32" if threshold is None else "uint8")
     with write_raster(path, profile) as out:
         for band in bands:
             values = band.probability if threshold is None else band.mask(threshold)
-            rows = Window(0, band.row, dataset.width, len(values))
-            out.write(values, 1, window=rows)
-            out.write_mask(band.valid, window=rows)
+            _write_band(out, band, values)
+
+
+def _write_band(out: Any, band: Band, values: NDArray[Any]) -> None:
+    rows = Window(0, band.row, out.width, len(values))
+    out.write(values, 1, window=rows)
+    out.write_mask(band.valid, window=rows)
 
 
 if __name__ == "__main__":

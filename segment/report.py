@@ -64,6 +64,7 @@ class Evaluation:
 
     name: str
     what: str  # which tiles
+    device: str
     threshold: float
     views: int
     learnt: int  # how many of the tiles the model was trained or calibrated on
@@ -75,7 +76,7 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """What --json prints."""
         about = {"model": self.name, "evaluated": self.what, "threshold": self.threshold}
-        return about | {"views": self.views} | self.summary
+        return about | {"views": self.views, "device": self.device} | self.summary
 
     def in_words(self) -> str:
         """What the table of pixels leaves out, in a line."""

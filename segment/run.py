@@ -1,21 +1,36 @@
-"""A run's folder: which files a training leaves behind, and how each is written and read."""
+"""A run's folder: which files a training leaves behind, and how each is written and read.
+
+A run in a bucket is written into a folder on this machine; `mirror` puts there what has changed.
+"""
 
 import csv
 import json
+import logging
+import shutil
+import tempfile
+import weakref
 from pathlib import Path
 from typing import Any
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
+from segment.storage import ABSENT, AnyPath, Changed, S3Path, to_path
 
 Row = dict[str, float]
 
+log = logging.getLogger(__name__)
+
 
 class Run:
-    """The files of one training, in one folder."""
+    """The files of one training, in one folder, and in a bucket if the user named one."""
 
-    def __init__(self, folder: str | Path) -> None:
-        self.folder = Path(folder)
+    def __init__(self, home: str | AnyPath) -> None:
+        self.home = to_path(home)  # as the user named it
+        if isinstance(self.home, Path):
+            self.folder = self.home
+        else:
+            self.folder = Path(tempfile.mkdtemp(prefix="minicnn-run-"))
+            self._removal = weakref.finalize(self, shutil.rmtree, self.folder, ignore_errors=True)
         self.config = self.folder / "config.json"
         self.split = self.folder / "split.json"
         self.history = self.folder / "history.csv"
@@ -25,6 +40,47 @@ class Run:
         self.last = self.folder / "last.safetensors"
         self.metrics = self.folder / "metrics.json"
         self.report = self.folder / "report.html"
+        # In the order in which one relies on another: `last` on `best`, all on `metrics`.
+        self._files = [self.config, self.split, self.best, self.last, self.history, self.curves]
+        self._files += [self.overlay, self.metrics]
+        self._there: dict[Path, tuple[str, list[int]]] = {}  # the bucket's version, and of what
+
+    def fetch(self, *files: Path) -> None:
+        """Bring what a bucket holds of these files, by default of all."""
+        if isinstance(self.home, S3Path):
+            wanted = {file.name: file for file in files or self._files}
+            for there in self.home.iterdir():
+                if file := wanted.get(there.name):
+                    self._there[file] = there.download(file), _stamp(file)
+
+    def mirror(self, patient: bool = False) -> None:
+        """Put the files that have changed into the bucket, each whole or not at all.
+
+        Each replaces the version that this process put or fetched: where another process writes
+        the same run, Changed ends this one. Any other failure is told, not raised, where
+        `patient`: the next mirror tries again, and a training need not end for it.
+        """
+        if not isinstance(self.home, S3Path):
+            return
+        try:
+            for file in filter(Path.exists, self._files):
+                version, stamp = self._there.get(file, (ABSENT, None))
+                if _stamp(file) != stamp:
+                    stamp, there = _stamp(file), self.home / file.name
+                    self._there[file] = there.write(file.read_bytes(), version), stamp
+        except Changed as error:
+            raise InputError(f"{error}: does another process write this run?") from error
+        except InputError as error:
+            self._removal.detach()
+            kept = f"{error}; the run is kept in {self.folder}"
+            if not patient:
+                raise InputError(kept) from error
+            log.warning("%s, and the next checkpoint tries again", kept)
+
+
+def _stamp(file: Path) -> list[int]:
+    status = file.stat()
+    return [status.st_ino, status.st_mtime_ns]
 
 
 def write_json(path: Path, document: Any) -> None:

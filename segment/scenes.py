@@ -8,16 +8,19 @@ import json
 import logging
 import math
 import re
+import tempfile
+import time
 import warnings
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import numpy as np
 import rasterio
+import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio._err import CPLE_BaseError
 from rasterio.crs import CRS
@@ -25,6 +28,7 @@ from rasterio.enums import ColorInterp, MaskFlags, Resampling
 from rasterio.errors import CRSError, NotGeoreferencedWarning, RasterioIOError
 from rasterio.features import bounds, rasterize
 from rasterio.io import DatasetReader, DatasetWriter
+from rasterio.session import AWSSession
 from rasterio.transform import Affine
 from rasterio.warp import transform as warp_points
 from rasterio.warp import transform_geom
@@ -33,8 +37,11 @@ from rasterio.windows import Window
 from minicnn.files import atomic_write
 from segment.errors import InputError
 from segment.layouts import Pair, find_pairs
+from segment.storage import AnyPath, S3Path, gdal_options, local, part, session, to_path
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
+
+T = TypeVar("T")
 
 logging.getLogger("rasterio").addHandler(logging.NullHandler())  # it raises what it logs
 
@@ -50,11 +57,14 @@ _STRICT = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # else what is damaged is painted grey
     "GDAL_OVERVIEW_OVERSAMPLING_THRESHOLD": 0,  # no overviews: they may be of any quality
 }
+SIDECARS = (".aux.xml", ".msk")  # what GDAL reads beside a picture: its place, its mask
+_WORLD_FILES = (".tfw", ".jgw", ".pgw", ".wld")
 _PNG_END = b"IEND\xaeB`\x82"
 _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
 _WGS84 = CRS.from_epsg(4326)
 _SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
+_PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 _COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
 
 
@@ -86,7 +96,7 @@ class Scene:
     stem is unique within the city; pixel_size is in metres on the ground, None where unknown.
     """
 
-    image: Path
+    image: AnyPath
     label: Path | None
     stem: str
     scene: str
@@ -98,38 +108,40 @@ class Scene:
 
 
 @contextmanager
-def open_raster(path: str | Path) -> Iterator[DatasetReader]:
-    """Open a GeoTIFF, JPEG or PNG, told apart by its first bytes; InputError for anything else."""
-    path = Path(path)
+def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
+    """Open a GeoTIFF, JPEG or PNG, told apart by its first bytes; InputError for anything else.
+
+    One in a bucket is read where it lies, window by window.
+    """
+    path = to_path(path)
     driver = _driver(path)
     if driver is None:
         raise InputError(f"{path} is empty or no picture: a GeoTIFF, JPEG or PNG was expected")
-    if driver == "PNG" and _PNG_END not in _last_bytes(path):  # GDAL reads on without a word
+    if driver == "PNG" and _PNG_END not in part(path, -1, 4096):  # GDAL reads on without a word
         raise InputError(f"{path} is cut off: its PNG data has no end")
-    with rasterio.Env(**_STRICT):
+    with _environment(path):
         try:
             with _unplaced_is_fine():
-                dataset = rasterio.open(path.absolute(), driver=driver)
+                dataset = _opened(str(path.absolute()), driver)
         except RasterioIOError as error:
-            raise InputError(f"{path} is cut off or no {driver} picture") from error
+            raise InputError(f"{path} is cut off or no {driver} picture{_or(path)}") from error
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
             yield dataset
 
 
-def _driver(path: Path) -> str | None:
-    if not path.is_file():
+def _environment(path: AnyPath) -> rasterio.Env:
+    if isinstance(path, S3Path):
+        return rasterio.Env(AWSSession(session()), **_STRICT, **gdal_options(path))
+    return rasterio.Env(**_STRICT)
+
+
+def _driver(path: AnyPath) -> str | None:
+    if isinstance(path, Path) and not path.is_file():
         raise InputError(f"{path}: no such file")
-    with path.open("rb") as file:
-        start = file.read(8)
+    start = part(path, 0, 8)
     return next((name for magic, name in _FIRST_BYTES.items() if start.startswith(magic)), None)
-
-
-def _last_bytes(path: Path, count: int = 4096) -> bytes:
-    with path.open("rb") as file:
-        file.seek(max(0, path.stat().st_size - count))
-        return file.read()
 
 
 @contextmanager
@@ -139,12 +151,47 @@ def _unplaced_is_fine() -> Iterator[None]:
         yield
 
 
+def _opened(name: str, driver: str) -> DatasetReader:
+    """Open a raster, a remote one again where a connection breaks.
+
+    GDAL asks again by itself only where a server is busy. Closing a file makes it forget what it
+    has read of it, broken as it may be.
+    """
+    for seconds in _PAUSES if name.startswith("s3://") else ():
+        with suppress(RasterioIOError):
+            return rasterio.open(name, driver=driver)
+        time.sleep(seconds)
+    return rasterio.open(name, driver=driver)
+
+
+def _patiently(dataset: DatasetReader, read: Callable[[DatasetReader], T]) -> T:
+    """Read, from a remote raster again where a connection breaks: it must be opened anew then."""
+    try:
+        return read(dataset)
+    except RasterioIOError:
+        if not dataset.name.startswith("s3://"):
+            raise
+    for seconds in _PAUSES:
+        time.sleep(seconds)
+        _opened(dataset.name, dataset.driver).close()
+        with _opened(dataset.name, dataset.driver) as anew, suppress(RasterioIOError):
+            return read(anew)
+    return read(dataset)
+
+
 @contextmanager
 def _naming(dataset: DatasetReader) -> Iterator[None]:
     try:
         yield
     except RasterioIOError as error:
-        raise InputError(f"{dataset.name} is cut off or damaged: it can't be read whole") from error
+        name = dataset.name
+        broken = f"{name} is cut off or damaged{_or(to_path(name))}: it can't be read whole"
+        raise InputError(broken) from error
+
+
+def _or(path: AnyPath) -> str:
+    """What else may be at fault: GDAL doesn't tell."""
+    return ", or the connection breaks" if isinstance(path, S3Path) else ""
 
 
 def read_pixels(
@@ -177,8 +224,8 @@ def read_pixels(
         "resampling": Resampling.average if shrinks else Resampling.bilinear,
     }
     with _naming(dataset):
-        values = dataset.read(bands, out_shape=(3, *out), **how)
-        inside = dataset.dataset_mask(out_shape=out, **how) >= 128
+        values = _patiently(dataset, lambda d: d.read(bands, out_shape=(3, *out), **how))
+        inside = _patiently(dataset, lambda d: d.dataset_mask(out_shape=out, **how)) >= 128
     values = np.moveaxis(_to_bytes(values, inside, reading, dataset.name), 0, -1)
     pixels[rows, cols] = np.where(inside[..., None], values, 0)
     valid[rows, cols] = inside
@@ -268,14 +315,73 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
             raise InputError(f"{path} could not be written: is the disk full?") from error
 
 
+@contextmanager
+def write_cog(
+    path: str | Path, profile: Mapping[str, Any], tags: Mapping[str, str] | None = None
+) -> Iterator[DatasetWriter]:
+    """As `write_raster`, laid out to be read over a network: a Cloud-Optimised GeoTIFF.
+
+    Its overviews hold what most of the pixels below them do, so a mask stays a mask. The raster is
+    first written as it comes, into the system's folder for temporary files (TMPDIR).
+    """
+    form = {"compress": "deflate", "bigtiff": "if_safer", "overview_resampling": "mode"}
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
+        plain = Path(folder) / "plain.tif"
+        with write_raster(plain, profile) as dataset:
+            dataset.update_tags(**(tags or {}))
+            yield dataset
+            flags = dataset.mask_flag_enums
+        with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
+            try:
+                with _unplaced_is_fine():
+                    rasterio.shutil.copy(plain, temporary, driver="COG", **form)
+                _read_back(temporary, flags)
+            except RasterioIOError as error:
+                raise InputError(f"{path} could not be written: is the disk full?") from error
+
+
+def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:
+    """Whether a raster of this shape, with these tags, is there and can be read to its end."""
+    try:
+        with open_raster(path) as dataset:
+            own = dataset.tags()
+            if dataset.shape != shape or any(own.get(key) != tags[key] for key in tags):
+                return False
+            _read_blocks(dataset)
+            return True
+    except (InputError, RasterioIOError):
+        return False
+
+
 def _read_back(path: Path, flags: object) -> None:
     """Raise RasterioIOError unless every block of the file, and its mask, can be read."""
     with _unplaced_is_fine(), rasterio.open(path) as dataset:
         if dataset.mask_flag_enums != flags:
             raise RasterioIOError("the mask is gone")
-        for _, window in dataset.block_windows(1):
-            dataset.read(window=window)
-            dataset.dataset_mask(window=window)
+        _read_blocks(dataset)
+
+
+def _read_blocks(dataset: DatasetReader) -> None:
+    for _, window in dataset.block_windows(1):
+        dataset.read(window=window)
+        dataset.dataset_mask(window=window)
+
+
+def shifted(transform: Affine, row: int, col: int) -> Affine:
+    """The transform of what begins at (row, col) of a raster."""
+    a, b, c, d, e, f = transform[:6]
+    return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
+
+
+def read_mask(
+    dataset: DatasetReader, window: Window
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A window of a mask that prediction wrote: values 0 and 255 (h, w), and where they are valid.
+
+    Raises InputError for damaged files.
+    """
+    with _naming(dataset):
+        return dataset.read(1, window=window), dataset.dataset_mask(window=window) != 0
 
 
 # ---------------------------------------------------------------- labels
@@ -431,24 +537,37 @@ def working_shape(
 # ---------------------------------------------------------------- finding scenes
 
 
-def find_scenes(paths: Iterable[str | Path], labelled: bool = True) -> list[Scene]:
+def find_scenes(
+    paths: Iterable[str | AnyPath], labelled: bool = True, cache: str | Path | None = None
+) -> list[Scene]:
     """The scenes in folders and CSV files (see `find_pairs`), sorted by city and stem.
 
     `austin1_7` is in the scene austin1 of the city austin: what stands before the first number that
     ends the name or precedes an underscore is the city, if it begins and ends with a letter. Other
     names tell no city: the file is a scene of its own, in a city named like its folder. What a CSV
     says goes first. Equal cities in two folders are one city, and slippy tiles (x-y-zoom) of the
-    same ground are one scene, so that no split parts them. Raises InputError.
+    same ground are one scene, so that no split parts them. Labelled scenes in a bucket are fetched
+    into the cache, since training reads all of them; others stay there. Raises InputError.
     """
-    found = [_scene(pair) for path in paths for pair in find_pairs(Path(path), labelled)]
-    once: dict[Path, Scene] = {}
+    pairs = [pair for path in paths for pair in find_pairs(to_path(path), labelled)]
+    found = [_scene(pair) for pair in (_fetched(pairs, cache) if labelled else pairs)]
+    once: dict[AnyPath, Scene] = {}
     for scene in found:
         other = once.get(scene.image.resolve(), scene)
         if scene.label and other.label and not scene.label.samefile(other.label):
             raise InputError(f"{scene.image} has two masks, {other.label} and {scene.label}")
         once[scene.image.resolve()] = scene
-    scenes = sorted(once.values(), key=lambda scene: (scene.city, scene.stem, scene.image))
+    scenes = sorted(once.values(), key=lambda scene: (scene.city, scene.stem, str(scene.image)))
     return sorted(_unique(_one_ground(scenes)), key=lambda scene: (scene.city, scene.stem))
+
+
+def _fetched(pairs: Sequence[Pair], cache: str | Path | None) -> list[Pair]:
+    images = local((pair.image for pair in pairs), cache, SIDECARS + _WORLD_FILES)
+    labels = local((pair.label for pair in pairs if pair.label), cache)
+    return [
+        replace(pair, image=image, label=label)
+        for pair, image, label in zip(pairs, images, labels, strict=True)
+    ]
 
 
 def _scene(pair: Pair) -> Scene:
@@ -457,14 +576,15 @@ def _scene(pair: Pair) -> Scene:
         city, scene = told[1], told[1] + told[2]
     else:
         city, scene = _set_name(image), image.stem
-    if pair.label and not pair.label.is_file():
-        raise InputError(f"{pair.label}: no such file, though a mask of {image} was expected there")
+    label = local([pair.label])[0] if pair.label else None
+    if label and not label.is_file():
+        raise InputError(f"{label}: no such file, though a mask of {image} was expected there")
     with open_raster(image) as dataset:
         size = pair.pixel_size or ground_pixel_size(dataset) or _slippy_size(image.stem, dataset)
-    return Scene(image, pair.label, image.stem, pair.scene or scene, pair.city or city, size)
+    return Scene(image, label, image.stem, pair.scene or scene, pair.city or city, size)
 
 
-def _set_name(image: Path) -> str:
+def _set_name(image: AnyPath) -> str:
     """The name of the folder that holds the set: `images*` and `train` say nothing about it."""
     folder = image.resolve().parent
     while folder.name.startswith("images") or folder.name == "train":

@@ -31,6 +31,7 @@ from segment.cli import progress
 from segment.errors import InputError
 from segment.scenes import (
     IGNORE,
+    SIDECARS,
     Reading,
     Scene,
     open_raster,
@@ -38,11 +39,11 @@ from segment.scenes import (
     read_pixels,
     working_shape,
 )
+from segment.storage import default_cache, local
 
 TILE = 256
 _FORMAT = 1  # raise it whenever the same sources would give other bytes
 FILES = ("images.u8", "labels.u8", "store.json")
-_SIDECARS = (".aux.xml", ".msk")  # what GDAL reads beside a picture: its place, its mask
 
 
 @dataclass(frozen=True)
@@ -116,12 +117,6 @@ def open_store(
     return store
 
 
-def default_cache() -> Path:
-    """The user's cache folder: $XDG_CACHE_HOME, or the one that the system sets aside for it."""
-    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / usual) / "minicnn"
-
-
 # ---------------------------------------------------------------- names and digests
 
 
@@ -140,8 +135,8 @@ def _key(scenes: Sequence[Scene], reading: Reading, pixel_size: float | None, ca
 def _sources(scene: Scene) -> list[Path]:
     if scene.label is None:
         raise InputError(f"{scene.image} has no mask")
-    image, label = scene.image.absolute(), scene.label.absolute()
-    beside = [image.with_name(image.name + ending) for ending in _SIDECARS]
+    image, label = local([scene.image])[0].absolute(), scene.label.absolute()
+    beside = [image.with_name(image.name + ending) for ending in SIDECARS]
     return [image, *filter(Path.exists, beside), label]
 
 

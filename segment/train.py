@@ -20,6 +20,7 @@ from segment.cli import (
     run,
     whole,
 )
+from segment.distributed import World, join
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles, example, ranked
 from segment.metrics import summarise, table
@@ -29,6 +30,7 @@ from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run, read_json, write_json
 from segment.scenes import Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
+from segment.storage import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 from segment.trainer import Trainer
@@ -52,6 +54,7 @@ class Settings:
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | None = None
+    local_batch_norm: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -59,35 +62,41 @@ class Settings:
 
 
 def main(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
+    with join() as world:
+        _train(_parser().parse_args(arguments), world)
+
+
+def _train(options: argparse.Namespace, world: World) -> None:
     device = choose_device(options.device)
+    world.use(device)
     free = free_memory() if device == "gpu" else 0
     if options.batch_size == "auto":
-        options.batch_size = None if options.resume else _auto_batch(device, free)
-    folder = Run(options.out or time.strftime("runs/%Y%m%d-%H%M%S"))
+        options.batch_size = None if options.resume else _auto_batch(device, free, world.count)
+    folder = Run(world.share(lambda: options.out or time.strftime("runs/%Y%m%d-%H%M%S")))
     check_folder(folder.folder)
-    settings, resumes = _settle(options, folder)
-    if folder.metrics.exists():
-        print(f"{folder.folder} is finished")
-        return _report(folder)
-    store = _tiles(settings, options.cache)
+    settings, resumes = world.share(lambda: _settle(options, folder))
+    if world.share(folder.metrics.exists):
+        print(f"{folder.home} is finished")
+        return world.share(lambda: _report(folder))
+    store = world.in_turn(lambda: _tiles(settings, options.cache))
     split = make_split(store.tiles, settings.split, settings.seed)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
-    trainer = _trainer(settings, store, parts, folder, device)
+    trainer = _trainer(settings, store, parts, folder, device, world)
     if resumes:
         trainer.resume()
-    else:
+    elif world.rank == 0:
         folder.folder.mkdir(parents=True, exist_ok=True)
         write_json(folder.config, asdict(settings))
         split.save(folder.split)
+        folder.mirror()
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
     try:
         trainer.fit()
     except out_of_memory():
-        raise InputError(_too_large(trainer.batch_size, free)) from None
-    _test(folder, store, parts["test"], device, settings)
-    _report(folder)
+        raise InputError(_too_large(trainer.batch_size // world.count, free)) from None
+    _test(folder, store, parts["test"], device, settings, world)
+    world.share(lambda: _report(folder))
 
 
 def _parser() -> argparse.ArgumentParser:
@@ -114,6 +123,12 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_pixel_size(p)
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
+    p.add_argument(
+        "--local-batch-norm",
+        action="store_true",
+        default=None,
+        help="under mpiexec: each rank's batch norm goes by its own part of the batch",
+    )
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
     add_reading(p)
@@ -124,14 +139,14 @@ def _batch(text: str) -> int | str:
     return text if text == "auto" else whole(1)(text)
 
 
-def _auto_batch(device: str, free: int) -> int:
-    """Tiles a step: on a GPU what fits its free memory, within reason."""
+def _auto_batch(device: str, free: int, ranks: int) -> int:
+    """Tiles a step: on a GPU what fits its free memory, within reason, and so on each rank's."""
     if device == "cpu":
         return AUTO_BATCH
     batch = min(LARGEST_AUTO, largest_batch(UNet(), free))
     if batch == 0:
         raise InputError(_too_large(1, free))
-    return batch
+    return batch * ranks
 
 
 def _too_large(batch: int, free: int) -> str:
@@ -146,24 +161,25 @@ def _too_large(batch: int, free: int) -> str:
 
 def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     """The run's settings, and whether it continues one: then they must be that one's."""
+    folder.fetch()
     given = _given(options)
     if not folder.config.exists():
         if options.resume:
-            print(f"{folder.folder} holds no run yet: starting afresh")
+            print(f"{folder.home} holds no run yet: starting afresh")
         return Settings(**given), False
     if not options.resume:
         raise InputError(
-            f"{folder.folder} holds a run already: continue it with --resume, or name another --out"
+            f"{folder.home} holds a run already: continue it with --resume, or name another --out"
         )
     settings = _load(folder.config)
     for name, value in given.items():
         if getattr(settings, name) != value:
             raise InputError(
-                f"{folder.config}: the run has {name} {getattr(settings, name)}, and --resume "
+                f"{folder.home}: the run has {name} {getattr(settings, name)}, and --resume "
                 f"can't change it to {value}"
             )
     if not folder.last.exists():
-        print(f"{folder.folder} holds no checkpoint yet: starting afresh")
+        print(f"{folder.home} holds no checkpoint yet: starting afresh")
     return settings, folder.last.exists()
 
 
@@ -172,9 +188,9 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     given = {f.name: getattr(options, f.name) for f in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     if "data" in given:
-        given["data"] = tuple(str(Path(path).resolve()) for path in given["data"])
+        given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])
     if "init" in given:
-        given["init"] = str(Path(given["init"]).resolve())
+        given["init"] = str(to_path(given["init"]).resolve())
     return {name: _frozen(value) for name, value in given.items()}
 
 
@@ -195,14 +211,19 @@ def _frozen(value: Any) -> Any:
 
 def _tiles(settings: Settings, cache: str | None) -> TileStore:
     paths = settings.data or default_scenes(cache)
-    return open_store(find_scenes(paths), settings.reading, settings.pixel_size, cache)
+    return open_store(find_scenes(paths, cache=cache), settings.reading, settings.pixel_size, cache)
 
 
 def _trainer(
-    settings: Settings, store: TileStore, parts: dict[str, np.ndarray], folder: Run, device: str
+    settings: Settings,
+    store: TileStore,
+    parts: dict[str, np.ndarray],
+    folder: Run,
+    device: str,
+    world: World,
 ) -> Trainer:
     trained = {
-        "data": [Path(p).name for p in settings.data] or ["synthetic scenes"],
+        "data": [to_path(p).name for p in settings.data] or ["synthetic scenes"],
         "split": settings.split,
         "seed": settings.seed,
     }
@@ -229,19 +250,30 @@ def _trainer(
         patience=settings.patience,
         seed=settings.seed,
         device=device,
+        world=world,
+        local_batch_norm=settings.local_batch_norm,
     )
 
 
 def _test(
-    folder: Run, store: TileStore, tiles: np.ndarray, device: str, settings: Settings
+    folder: Run,
+    store: TileStore,
+    tiles: np.ndarray,
+    device: str,
+    settings: Settings,
+    world: World,
 ) -> None:
     """Score the best model on the test part; draw examples of what it finds there."""
-    model = load_model(folder.best).to(device)
-    counts = evaluate_tiles(model, store, tiles)
+    model = world.share(lambda: load_model(folder.best)).to(device)
+    own, _ = world.part(tiles)
+    counts = world.gather(evaluate_tiles(model, store, own))[: len(tiles)]
+    if world.rank > 0:
+        return
     _draw_examples(folder, store, tiles, model, counts)
     summary = summarise(counts, [store.tiles[i] for i in tiles])
     document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
     write_json(folder.metrics, document)  # last: it marks the run as finished
+    folder.mirror()
 
 
 def _draw_examples(
@@ -256,7 +288,12 @@ def _draw_examples(
 
 def _report(folder: Run) -> None:
     print(table(read_json(folder.metrics)["test"]))
-    print(f"model: {folder.best}\ncurves: {folder.curves}\noverlay: {folder.overlay}")
+    for name, file in {
+        "model": folder.best,
+        "curves": folder.curves,
+        "overlay": folder.overlay,
+    }.items():
+        print(f"{name}: {folder.home / file.name}")
 
 
 if __name__ == "__main__":

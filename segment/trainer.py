@@ -8,6 +8,7 @@ from its last checkpoint to the same bits.
 import shlex
 import signal
 import time
+import warnings
 from collections.abc import Iterator
 from dataclasses import dataclass, field, replace
 from typing import Any
@@ -20,6 +21,7 @@ from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Adam, Cosine
 from segment.augment import augment
 from segment.cli import Terminated, progress
+from segment.distributed import World
 from segment.errors import InputError
 from segment.metrics import BINS, Confusion, calibrate, histogram
 from segment.model import ModelInfo, normalise, save_model
@@ -115,15 +117,26 @@ class Trainer:
         patience: int,
         seed: int,
         device: str,
+        world: World | None = None,
+        local_batch_norm: bool = False,
     ) -> None:
         self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
         self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
         self.read_every = 1 if device == "cpu" else READ_EVERY
+        self.world = world or World()
         self.batch_size = min(batch_size, len(parts["train"]))
+        if self.batch_size % self.world.count:
+            raise InputError(
+                f"a batch of {self.batch_size} tiles can't be shared by {self.world.count} ranks: "
+                "choose a --batch-size that divides by their number"
+            )
         self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
         net.to(device)
+        self.world.broadcast(net_arrays(net).values())
+        if not local_batch_norm:
+            net.synchronise(self.world)
         self.optimizer = Adam(net, lr)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
@@ -134,7 +147,9 @@ class Trainer:
 
     def fit(self) -> None:
         """Train until the last epoch, or until validation IoU stops progressing."""
-        with Stop() as stop:
+        with Stop() as stop, warnings.catch_warnings():
+            # From any thread. What comes of them is found, and said, by `check_finite`.
+            warnings.filterwarnings("ignore", "(overflow|invalid value) encountered")
             while self.epoch < self.epochs and not self.waited_enough():
                 started = time.monotonic()
                 self.train_epoch(stop)
@@ -159,10 +174,10 @@ class Trainer:
                 self.step += 1
                 if self.step % self.read_every == 0:
                     self.read(bar)
-                if stop.signal is not None:
-                    self.interrupted(stop.signal)
-                if time.monotonic() - self.saved_at > SAVE_SECONDS:
+                self.obey(stop)
+                if self.world.rank == 0 and time.monotonic() - self.saved_at > SAVE_SECONDS:
                     self.save()
+                    self.run.mirror(patient=True)
             self.read(bar)
 
     def read(self, bar: Any) -> None:
@@ -184,35 +199,44 @@ class Trainer:
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def augmented(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """The tiles and labels of this epoch's batches, each batch altered in its own way."""
+        """This rank's tiles and labels of this epoch's batches, each altered in its own way."""
         for step, indices in enumerate(self.batches(), self.step):
-            rng = np.random.default_rng((self.seed, self.epoch, step))
-            yield augment(self.store.images[indices], self.store.labels[indices], rng)
+            own, _ = self.world.part(np.arange(len(indices)))
+            tiles = [self.altered(step, place, indices[place]) for place in own]
+            images, labels = zip(*tiles, strict=True)
+            yield np.concatenate(images), np.concatenate(labels)
+
+    def altered(self, step: int, place: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
+        """The tile at a place in a batch: the same on whatever rank."""
+        rng = np.random.default_rng((self.seed, self.epoch, step, place))
+        return augment(self.store.images[[tile]], self.store.labels[[tile]], rng)
 
     def train_step(self, images: Array, labels: Array) -> None:
         """One batch: forward, loss, backward, update. On a GPU nothing leaves it here."""
         _, loss, dlogits, pixels = self.forward(images, labels, training=True)
         self.net.backward(dlogits)
+        self.world.merge(self.net)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
         self.optimizer.step()
-        self.sums.add(loss, len(images), pixels)
+        self.sums.add(loss, self.batch_size, pixels)
 
     def forward(
         self, images: Array, labels: Array, training: bool
     ) -> tuple[Array, Array, Array, Array]:
-        """Logits, loss, its gradient, and the pixels right and wrong at p = 0.5."""
+        """This rank's logits, the loss over all ranks, its gradient for these logits, and the
+        pixels right and wrong at p = 0.5 over all ranks."""
         x, labels = normalise(images), labels[..., None]
         truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
         logits = self.net.forward(x, training=True) if training else self.net.predict(x)
-        loss, dlogits = LOSS(logits, truth, valid=valid)
-        return logits, loss, dlogits, _confusion(logits, labels)
+        loss, dlogits = LOSS(logits, truth, valid=valid, ranks=self.world)
+        return logits, loss, dlogits, self.world.sum(_confusion(logits, labels))
 
     def check_finite(self, value: float) -> None:
         """A run that has diverged ends here, before anything is overwritten."""
         if not np.isfinite(value):
             raise InputError(
                 f"the training diverged to {value} in epoch {self.epoch + 1}, batch "
-                f"{self.step + 1}; {self.run.folder} keeps what was saved before, and a smaller "
+                f"{self.step + 1}; {self.run.home} keeps what was saved before, and a smaller "
                 "--lr may help"
             )
 
@@ -220,24 +244,30 @@ class Trainer:
         """Loss and pixels over the validation tiles, and the threshold that suits them best."""
         sums, tiles = Sums(), self.parts["val"]
         counts: Array = np.zeros((2, BINS), np.int64)
-        batches = (
-            (self.store.images[indices], self.store.labels[indices])
-            for indices in np.split(tiles, range(self.batch_size, len(tiles), self.batch_size))
-        )
-        for images, labels in staged(batches, self.device):
+        batches = np.split(tiles, range(self.batch_size, len(tiles), self.batch_size))
+        parts = staged(map(self.part, batches), self.device)
+        for batch, (images, labels) in zip(batches, parts, strict=True):
             logits, loss, _, pixels = self.forward(images, labels, training=False)
-            sums.add(loss, len(images), pixels)
+            sums.add(loss, len(batch), pixels)
             counts = counts + to_host(histogram(sigmoid(logits)[..., 0], labels))
-            if stop.signal is not None:
-                self.interrupted(stop.signal)  # at step = steps_per_epoch: resumed, it validates
+            self.obey(stop)  # at step = steps_per_epoch: resumed, it validates
         sums.read()
         self.check_finite(sums.loss)
-        return sums, calibrate(counts)[0]
+        return sums, calibrate(self.world.sum(counts))[0]
+
+    def part(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+        """This rank's images and labels of some tiles; those that come again have no labels."""
+        own, again = self.world.part(tiles)
+        labels = self.store.labels[own]
+        labels[again] = IGNORE
+        return self.store.images[own], labels
 
     def finish_epoch(self, row: Row, threshold: float) -> None:
         """Record an epoch. The best model is written first: `last` is what a resumed run trusts."""
         self.history.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
+        if self.world.rank > 0:
+            return
         if self.best_epoch() == self.epoch:
             trained = {**self.info.trained, "epoch": self.epoch, "val_iou": row["val_iou"]}
             info = replace(self.info, threshold=threshold, trained=trained)
@@ -245,6 +275,7 @@ class Trainer:
         self.save()
         write_history(self.run.history, self.history)
         curves(self.history, self.run.curves)
+        self.run.mirror(patient=True)
 
     def describe(self, row: Row) -> str:
         mark = " *" if self.best_epoch() == self.epoch else ""
@@ -264,10 +295,16 @@ class Trainer:
         """Whether validation IoU has not risen for `patience` epochs."""
         return len(self.history) - self.best_epoch() >= self.patience
 
-    def interrupted(self, number: int) -> None:
-        """Save and leave, saying how to go on."""
-        self.save()
-        folder = shlex.quote(str(self.run.folder))
+    def obey(self, stop: Stop) -> None:
+        """If a signal has come to any rank: save and leave, saying how to go on."""
+        number = self.world.highest(stop.signal or 0)
+        if number == 0:
+            return
+        if self.world.rank == 0:
+            self.save()
+            self.run.mirror()
+        self.world.wait()
+        folder = shlex.quote(str(self.run.home))
         how = f"saved; go on with: python -m segment.train --out {folder} --resume"
         raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
 
@@ -294,7 +331,7 @@ class Trainer:
 
     def resume(self) -> None:
         """Continue from the last checkpoint of the run."""
-        arrays, about = load(self.run.last)
+        arrays, about = self.world.share(lambda: load(self.run.last))
         if about["data"] != self.store.key:
             raise InputError(
                 f"{self.run.last}: the run was trained on other data than is given now"

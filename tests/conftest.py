@@ -1,13 +1,18 @@
 """What the whole suite shares: array modules, random numbers, and the oracles it may ask."""
 
 import os
+import secrets
+import shutil
 import signal
 import sys
 from importlib import import_module
 
+import buckets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+
+from segment import storage
 
 # Derandomised: a failure is there for everyone, on every run, until it is mended.
 settings.register_profile(
@@ -72,6 +77,42 @@ def stand_in(monkeypatch):
     sys.modules.pop("minicnn.kernels.gpu", None)  # bound to the stand-in
 
 
+@pytest.fixture(scope="session")
+def moto():
+    with buckets.moto() as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(scope="session")
+def seaweedfs(tmp_path_factory):
+    with buckets.seaweedfs(tmp_path_factory.mktemp("seaweedfs")) as endpoint:
+        yield endpoint
+
+
+@pytest.fixture(params=["moto", pytest.param("seaweedfs", marks=pytest.mark.slow)])
+def bucket(request, environment, tmp_path):
+    """An empty bucket, on a stand-in and on a real server, to which the AWS variables point."""
+    endpoint = request.getfixturevalue(request.param)
+    for name in [name for name in os.environ if name.startswith("AWS_")]:
+        del os.environ[name]
+    cache = str(tmp_path / "users-cache")
+    os.environ.update({**buckets.KEYS, "AWS_ENDPOINT_URL": endpoint, "XDG_CACHE_HOME": cache})
+    storage._connection.cache_clear()
+    name = f"b{secrets.token_hex(8)}"
+    buckets.client(endpoint).create_bucket(Bucket=name)
+    yield storage.S3Path(name, "")
+    storage._connection.cache_clear()
+
+
+@pytest.fixture
+def faults(bucket):
+    """What goes wrong between storage and the bucket's server: see `buckets.Faults`."""
+    with buckets.Faults(os.environ["AWS_ENDPOINT_URL"]) as faults:
+        os.environ["AWS_ENDPOINT_URL"] = faults.endpoint
+        storage._connection.cache_clear()
+        yield faults
+
+
 @pytest.fixture
 def rng():
     """Random numbers, the same on every run."""
@@ -90,6 +131,22 @@ def oracle():
 @pytest.fixture(scope="session")
 def torch(oracle):
     return oracle("torch")
+
+
+@pytest.fixture(scope="session")
+def program():
+    """`program("curl")`: a program's path; the test is skipped where it is missing.
+
+    With MINICNN_REQUIRE_ORACLES set, a missing one fails instead (.ci/apt-packages brings them).
+    """
+
+    def find(name):
+        path = shutil.which(name)
+        if not path and os.environ.get("MINICNN_REQUIRE_ORACLES"):
+            pytest.fail(f"{name} is not installed")
+        return path or pytest.skip(f"no {name}")
+
+    return find
 
 
 def _optional(name, required_by):

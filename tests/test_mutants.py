@@ -25,6 +25,7 @@ UNET_TESTS = "tests/segment/test_unet.py::test_"
 WHOLE_NET = f"{UNET_TESTS}gradients_of_the_whole_net[4-widths0-True]"
 LOSS_TESTS = "tests/minicnn/test_losses.py::test_"
 OPTIM_TESTS = "tests/minicnn/test_optim.py::test_"
+RANKS = "tests/minicnn/test_ranks.py::test_parts_of_a_batch_equal_the_whole[numpy-float64]"
 
 
 class Mutant(NamedTuple):
@@ -200,9 +201,18 @@ MUTANTS = {
     ),
     "pixels left out still averaged over": Mutant(
         LOSSES,
-        "count = xp.maximum(valid.sum(), 1)",
-        "count = logits.size",
+        "count = valid.sum(dtype=float)",
+        "count = xp.asarray(logits.size, float)",
         f"{LOSS_TESTS}pixels_left_out_do_not_count[bce]",
+    ),
+    "ranks' statistics of their own": Mutant(
+        OPS, "return Statistics(mean.astype", "return part or Statistics(mean.astype", RANKS
+    ),
+    "only this rank's share of what moves the statistics": Mutant(
+        OPS, "dbeta, dgamma = ranks.mean(", "dbeta, dgamma = iter(", RANKS
+    ),
+    "a loss of this rank's part": Mutant(
+        LOSSES, "return p, *ranks.sum(", "return p, *iter(", RANKS
     ),
     "an overflow": Mutant(
         LOSSES,

@@ -77,8 +77,11 @@ def tinted(pixels: np.ndarray, mask: np.ndarray) -> np.ndarray:
 
 
 def signed(axes: Axes, values: np.ndarray, title: str = "") -> None:
-    """An image (H, W) of numbers about 0: orange below, white at 0, purple above."""
-    limit = float(np.abs(values).max()) or 1.0
+    """An image (H, W) of numbers about 0: orange below, white at 0, purple above.
+
+    The strongest half percent get the full colour, so that a few pixels do not fade all others.
+    """
+    limit = float(np.quantile(np.abs(values), 0.995) or np.abs(values).max()) or 1.0
     picture(axes, values, title, cmap="PuOr", vmin=-limit, vmax=limit)
 
 
@@ -113,12 +116,16 @@ def grids(
     rows = max(len(m) for m in matrices)
     cell = min(0.42, 2.2 / rows)  # inches
     pairs = zip(matrices, titles, strict=True)
-    parts = [max(np.shape(m)[1] * cell, 0.08 * len(title)) + 0.3 for m, title in pairs]
-    figure = new(min(9.0, sum(parts)), rows * cell + 0.4)
-    row = figure.subplots(1, len(matrices), squeeze=False, width_ratios=parts)[0]
+    widths = [max(np.shape(m)[1], 0.08 * len(title) / cell) + 0.5 for m, title in pairs]  # cells
+    figure = new(min(9.0, sum(widths) * cell + 0.2), rows * cell + 0.4)
+    row = figure.subplots(1, len(matrices), squeeze=False, width_ratios=widths)[0]
     frames = boxes or [()] * len(matrices)
-    for axes, matrix, title, marks in zip(row, matrices, titles, frames, strict=True):
+    for axes, matrix, title, marks, width in zip(
+        row, matrices, titles, frames, widths, strict=True
+    ):
         grid(axes, matrix, title, marks)
+        middle = (np.shape(matrix)[1] - 1) / 2
+        axes.set(xlim=(middle - width / 2, middle + width / 2), ylim=(rows - 0.5, -0.5))
     show(figure, alt)
 
 
@@ -141,15 +148,16 @@ def unet(stages: Sequence[tuple[str, Any, tuple[int, ...]]], size: int) -> None:
                 "",
                 (x, -level),
                 (ends[level], -level),
-                arrowprops={"arrowstyle": "->", "color": "#777777", "linestyle": "--"},
+                arrowprops={"arrowstyle": "-|>", "color": "black", "linestyle": "--"},
             )
         x += width + 0.22
     for level in range(int(np.log2(size // min(H for _, _, (_, H, _, _) in stages))) + 1):
         axes.text(-0.3, -level, f"{size >> level}²", ha="right", va="center", fontsize=8)
     for kind, colour in colours.items():
         axes.plot([], [], "s", color=colour, label=kind)
+    axes.plot([], [], "--", color="black", label="skip")
     axes.set(xlim=(-1.2, x), ylim=(-4.9, 0.6))
-    axes.legend(loc="lower left", ncols=2)
+    axes.legend(loc="lower left", ncols=3)
     axes.set_axis_off()
     show(
         drawing,

@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
+from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -23,6 +23,7 @@ from minicnn.ops import (
     relu,
     relu_backward,
 )
+from minicnn.ranks import ALONE, Ranks
 from minicnn.threads import run
 
 PIECE = 1 << 16  # values
@@ -109,9 +110,9 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]
 def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
     _, H, W, _ = x.shape
     if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
-        y, cache = cpu_pool.max_pool2d(_map(x))
-    else:
-        y, cache = ops.max_pool2d(_array(x), size)
+        pooled, cache = cpu_pool.max_pool2d(_map(x))
+        return (pooled if isinstance(x, Map) else pooled.z), cache
+    y, cache = ops.max_pool2d(_array(x), size)
     return _like(x, y), cache
 
 
@@ -132,13 +133,15 @@ def conv_bn_relu(
     statistics: Statistics | None = None,
     pad: Pad = 0,
     eps: float = 1e-5,
+    ranks: Ranks = ALONE,
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, pad):
-        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, eps)
+    arguments = (gamma, beta, statistics, pad, eps, ranks)
+    if cpu_blocks.fits(sources, w, gamma, pad):
+        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
-    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, gamma, beta, statistics, pad, eps)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, *arguments)
     return _like(x, y), plain_cache
 
 
@@ -159,7 +162,7 @@ def conv_bn_relu_predict(
     kept: what was derived from these very constants before, for use again; None: they may change.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, pad):
+    if cpu_blocks.fits(sources, w, gamma, pad):
         y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
         return y if isinstance(x, Map) else y.value()
     return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
@@ -180,7 +183,7 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
     return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(scale)
 
 
+adam = cpu_adam.adam
 # A GPU has kernels for these; here the formulas of their users are as good.
-adam: Any = None
 loss: Any = None
 update_running: Any = None

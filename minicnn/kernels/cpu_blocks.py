@@ -16,9 +16,11 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.cpu_maps import (
+    BORDER,
     Gradient,
     Map,
-    Reader,
+    Normed,
+    Source,
     as_gradient,
     channel_sums,
     mask_and_sum,
@@ -28,20 +30,22 @@ from minicnn.kernels.cpu_tiles import Tiles
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
 from minicnn.kernels.cpu_windows import Windows
 from minicnn.memory import empty
-from minicnn.ops import Pad, Statistics, pads
-from minicnn.threads import run, scratch
+from minicnn.ops import Pad, Statistics, pads, whole_batch
+from minicnn.ranks import ALONE, Ranks
+from minicnn.threads import run, scratch, shares
 
+FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
 
 
-def method(K: int, inputs: list[int], F: int, W: int) -> Windows | Tiles:
-    """The rule: few channels, windows along the row; many, tiles. docs/benchmarks/layers.md."""
-    few = min(sum(inputs), F) <= 16
+def method(K: int, inputs: list[int], F: int, W: int, backward: bool = False) -> Windows | Tiles:
+    """The rule: few channels, windows along the row; many, tiles. See docs/performance.md."""
+    few = min(sum(inputs), F) <= (16 if backward else 32)
     return (Windows if few else Tiles)(K, inputs, [F], W)
 
 
-def fits(sources: list[Map], w: np.ndarray, pad: Pad) -> bool:
-    """Whether this module has an algorithm for that convolution."""
+def fits(sources: list[Map], w: np.ndarray, gamma: np.ndarray, pad: Pad) -> bool:
+    """Whether this module has an algorithm for that convolution, and may divide by gamma."""
     K, (rows, columns) = len(w), pads(pad)
     _, H, W, _ = sources[0].shape
     return (
@@ -51,6 +55,7 @@ def fits(sources: list[Map], w: np.ndarray, pad: Pad) -> bool:
         and sum(rows) == sum(columns) == K - 1
         and min(*rows, *columns) >= 0
         and H % OUTPUTS == W % OUTPUTS == 0
+        and not (np.abs(gamma) <= FLAT).any()
     )
 
 
@@ -62,10 +67,11 @@ class BlockCache:
     left: int
     y: Map
     gamma: np.ndarray
-    mean: np.ndarray  # of z, which is without the bias
+    mean: np.ndarray  # of z
     inverse_std: np.ndarray
     from_batch: bool
     statistics: Statistics
+    ranks: Ranks
 
 
 def conv_bn_relu(
@@ -77,25 +83,63 @@ def conv_bn_relu(
     statistics: Statistics | None,
     pad: Pad,
     eps: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[Map, BlockCache]:
-    """As `minicnn.ops.conv_bn_relu`; the bias is left out of z, where the mean takes it out."""
+    """As `minicnn.ops.conv_bn_relu`. What is constant in a channel is left out of z: the mean
+    takes it out anyway. Where gamma < 0, z has the other sign, so that all maps' scales are > 0.
+    """
     (top, _), (left, _) = pads(pad)
     N, H, W, _ = sources[0].shape
-    F = len(b)
-    z = empty(N, H, W, F)
+    sign = np.sign(gamma)
+    if (sign < 0).any():
+        w = w * sign
+    constant = sign * b + _uniform(_joined(sources, "shift"), w)
+    z = empty(N, H, W, len(b))
     how = _method(sources, w)
-    sums = _convolve(how, how.weights(w), sources, top, left, z, _sums(F))
+    U: Any = w, _joined(sources, "scale")
+    if not how.small:
+        U = how.weights(*U)
+    sums = _convolve(how, U, None, sources, top, left, z, _sums(len(b)))
     from_batch = statistics is None
     if statistics is None:
         mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
-        var = np.maximum(square - mean * mean, 0)
-        statistics = Statistics((mean + b).astype(np.float32), var.astype(np.float32))
+        mean, var = whole_batch(Statistics(mean, np.maximum(square - mean * mean, 0)), ranks)
+        means = (mean + constant) * sign
+        statistics = Statistics(means.astype(np.float32), var.astype(np.float32))
     else:
-        mean, var = statistics.mean - b, statistics.var
+        mean, var = statistics.mean * sign - constant, statistics.var
     inverse_std = 1 / np.sqrt(var + eps)
-    scale = gamma * inverse_std
+    scale = np.abs(gamma) * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
-    return y, BlockCache(sources, w, top, left, y, gamma, mean, inverse_std, from_batch, statistics)
+    norm = (gamma, mean, inverse_std, from_batch, statistics, ranks)
+    return y, BlockCache(sources, w, top, left, y, *norm)
+
+
+def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
+    """What a convolution makes of an endless image, all pixels of which are x (C,)."""
+    pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
+    parts = shares(len(pixels), LANES)
+    sums = np.empty((len(parts), w.shape[3]), np.float32)
+
+    def some(j: int) -> None:
+        part = slice(parts[j].start, parts[j].stop)
+        np.matmul(pixels[part], matrix[part], out=sums[j])
+
+    if x.any():
+        run(len(parts), some)
+    return sums.sum(0) if x.any() else np.zeros_like(sums[0])
+
+
+def _joined(sources: list[Map], what: str) -> np.ndarray:
+    """The sources' `scale` or `shift`, side by side: of an activation itself 1 and 0."""
+    plain = {"scale": 1, "shift": 0}[what]
+    rows = [getattr(x, what) for x in sources]
+    return np.concatenate(
+        [
+            np.full(x.shape[3], plain, np.float32) if row is None else row
+            for x, row in zip(sources, rows, strict=True)
+        ]
+    )
 
 
 def conv_bn_relu_predict(
@@ -114,18 +158,19 @@ def conv_bn_relu_predict(
     relu(gamma (conv(x; w) + b - mean) / std + beta) = relu(conv(x; w scale) + shift).
     """
     (top, _), (left, _) = pads(pad)
-    N, H, W, _ = sources[0].shape
-    scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
-    shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
-    y = empty(N, H, W, len(b))
+    sources = [Map(x.value()) if x.scaled else x for x in sources]
     how = _method(sources, w)
-    U = None if kept is None else kept.get(type(how))
-    if U is None:
-        U = how.weights(w * scale)
+    if kept is None or type(how) not in kept:
+        scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
+        shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
+        U = how.weights(w * scale, np.ones(w.shape[2], np.float32))
         if kept is not None:
-            kept[type(how)] = U
-    _convolve(how, U, sources, top, left, y, lambda rows: np.maximum(rows, 0, out=rows), shift)
-    return Map(y)
+            kept[type(how)] = U, shift
+    else:
+        U, shift = kept[type(how)]
+    y = empty(*sources[0].shape[:3], len(b))
+    _convolve(how, U, shift, sources, top, left, y)
+    return Map(y, rectified=True)
 
 
 def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
@@ -139,24 +184,28 @@ def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
     return sums
 
 
-def _method(sources: list[Map], w: np.ndarray) -> Any:
-    return method(len(w), [x.shape[3] for x in sources], w.shape[3], sources[0].shape[2])
+def _method(sources: list[Map], w: np.ndarray, backward: bool = False) -> Any:
+    inputs = [x.shape[3] for x in sources]
+    return method(len(w), inputs, w.shape[3], sources[0].shape[2], backward)
 
 
 def _convolve(
     how: Any,
     U: Any,
+    shift: np.ndarray | None,
     sources: list[Map],
     top: int,
     left: int,
     z: np.ndarray,
-    finish: Callable[[np.ndarray], Any],
-    shift: np.ndarray | None = None,
+    finish: Callable[[np.ndarray], Any] | None = None,
 ) -> list[Any]:
-    """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it."""
+    """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it.
+
+    U: the weights at the points; or, for a small image, (w, scale of its inputs).
+    """
     N, H, W, F = z.shape
     K = how.K
-    strips = how.strips(H)
+    strips = how.strips(H, N)
     rows = OUTPUTS * strips
     count = N * (H // rows)
     results: list[Any] = [None] * count
@@ -173,14 +222,15 @@ def _convolve(
         if shifts is not None:
             M.reshape(-1, strips, how.out_pitch * F)[ONE] += shifts
         from_points(M, K, strips, W * F, how.out_pitch * F, target, how.sets)
-        results[j] = finish(out)
+        if finish is not None:
+            results[j] = finish(out)
 
     if how.small:
         tiles = strips * how.row_tiles
         V = empty(how.P**2, count * tiles, how.C)
         M = empty(how.P**2, count * tiles, F)
         run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
-        _products(V, U, M)
+        how.products(V, U, M)
         run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
     else:
         run(count, lambda j: back(j, how.multiply(points(j), U, strips)[0]))
@@ -197,26 +247,15 @@ def _points(
 
 def _read(how: Any, x: Map, n: int, first: int, strips: int, left: int, name: str) -> np.ndarray:
     count = OUTPUTS * strips + how.K - 1
-    return padded(x.read, x.shape, n, first, count, left, how.pitch, name)
+    return padded(x, n, first, count, left, how.pitch, name)
 
 
 def _columns(how: Any, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
     step = rows.shape[1]
     V = scratch(name, how.P * strips + 1, step)  # one row more, which windows may reach into
-    V[-1] = 0
+    V[-1, : BORDER * step // how.pitch] = 0
     to_points(rows, how.K, strips, step, step, V)
     return V
-
-
-def _products(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
-    """out[p] = A[p] @ B[p], points shared out among the threads."""
-    parts = np.array_split(np.arange(len(A)), LANES)
-
-    def some(j: int) -> None:
-        points = slice(parts[j][0], parts[j][-1] + 1)
-        np.matmul(A[points], B[points], out=out[points])
-
-    run(LANES, some)
 
 
 def conv_bn_relu_backward(
@@ -232,68 +271,59 @@ def conv_bn_relu_backward(
     N, H, W, F = y.shape
     dbeta = gradient.sums[0]
     dgamma = inverse_std * (gradient.sums[1] - mean * dbeta)
-    scale = cache.gamma * inverse_std
+    sign = np.sign(cache.gamma)
+    scale = (np.abs(cache.gamma) * inverse_std).astype(np.float32)
     if cache.from_batch:
-        slope = -inverse_std * dgamma / (N * H * W)
-        offset = -dbeta / (N * H * W) - slope * mean
-        read: Reader = _normed(gradient.dy, y, slope, offset)
-        db = np.zeros(F, np.float32)
+        whole_dbeta, whole_dgamma = cache.ranks.mean(np.stack((dbeta, dgamma)))
+        slope = -inverse_std * whole_dgamma / (N * H * W)
+        offset = -whole_dbeta / (N * H * W) - slope * mean
+        source: Source = Normed(gradient.dy, y, slope, offset)
+        total = np.zeros(F, np.float32)
     else:
-        read = Map(gradient.dy).read
-        db = (scale * dbeta).astype(np.float32)
-    scale = scale.astype(np.float32)
-    dx, dw = _convolve_backward(read, cache, scale, need_dx)
-    dw *= scale
-    return dx, dw, db, dgamma.astype(np.float32), dbeta.astype(np.float32)
-
-
-def _normed(dy: np.ndarray, y: Map, slope: np.ndarray, offset: np.ndarray) -> Reader:
-    """A reader of dy + slope * z + offset."""
-    W = y.shape[2]
-    slopes = np.tile(slope.astype(np.float32), W)
-    offsets = np.tile(offset.astype(np.float32), W)
-
-    def read(n: int, first: int, last: int, out: np.ndarray) -> None:
-        np.multiply(y.band(n, first, last), slopes, out=out)
-        out += offsets
-        out += dy[n, first:last].reshape(last - first, -1)
-
-    return read
+        source = Map(gradient.dy)
+        total = scale * dbeta.astype(np.float32)
+    dx, dw = _convolve_backward(source, cache, scale, need_dx)
+    # What the sources left out, their shifts, the gradient of all pixels together has met.
+    if not cache.from_batch:
+        dw += np.outer(_joined(cache.sources, "shift"), total)
+    if (sign < 0).any():
+        dw *= sign
+    return dx, dw, total * sign, (dgamma * sign).astype(np.float32), dbeta.astype(np.float32)
 
 
 def _convolve_backward(
-    read: Reader, cache: BlockCache, scale: np.ndarray, need_dx: bool
+    source: Source, cache: BlockCache, scale: np.ndarray, need_dx: bool
 ) -> tuple[list[Any], np.ndarray]:
-    """Gradients of the sources and of w, from a reader of the convolution's own (over `scale`)."""
-    work = _Backward(read, cache, scale, need_dx)
-    sums = _backward_by_points(work) if work.how.small else _backward_by_strips(work)
+    """Gradients of the sources and of w, from the convolution's own, `source` times `scale`."""
+    work = _Backward(source, cache, scale, need_dx)
+    factors = np.outer(_joined(cache.sources, "scale"), scale)
+    backward = _backward_by_points if work.how.small else _backward_by_strips
+    dw = backward(work, factors)
     dx: list[Any] = work.dx
-    if work.first_lazy:
+    if work.masks:
         dx[0] = Gradient(dx[0], work.slots.sum(0, dtype=float))
-    return dx, work.how.dw(sums)
+    return dx, dw
 
 
 class _Backward:
     """The steps of a backward pass on strip j, which both orders below are made of."""
 
-    def __init__(self, read: Reader, cache: BlockCache, scale: np.ndarray, need_dx: bool) -> None:
-        self.read, self.shape, self.sources = read, cache.y.shape, cache.sources
+    def __init__(self, source: Source, cache: BlockCache, scale: np.ndarray, need_dx: bool) -> None:
+        self.source, self.shape, self.sources = source, cache.y.shape, cache.sources
         self.top, self.left = cache.top, cache.left
         N, H, _, self.F = self.shape
         self.K, self.channels = len(cache.w), [x.shape[3] for x in self.sources]
-        self.how = _method(self.sources, cache.w)
-        self.strips = self.how.strips(H)
+        self.how = _method(self.sources, cache.w, backward=True)
+        self.strips = self.how.strips(H, N)
         self.rows = OUTPUTS * self.strips
         self.count = N * (H // self.rows)
         # A kernel turned around is padded the other way.
         self.below, self.right = self.K - 1 - self.top, self.K - 1 - self.left
-        self.need_dx, self.first_lazy = need_dx, need_dx and self.sources[0].lazy
+        self.need_dx, self.masks = need_dx, need_dx and self.sources[0].of_block
         self.dx = [empty(*x.shape) for x in self.sources] if need_dx else []
         self.slots = np.zeros((self.count, 2, self.channels[0]), np.float32)
-        self.back: Any = None
-        self.U: Any = None
-        if need_dx:
-            self.back, self.U = self.how.adjoint(cache.w, scale)
+        self.scale = scale
+        self.back, self.w = self.how.adjoint(cache.w)
 
     def place(self, j: int) -> tuple[int, int]:
         """The image that strip j is of, and its first row."""
@@ -303,7 +333,7 @@ class _Backward:
         """The gradient of the convolution, with the rows above and below that dx needs."""
         n, first = self.place(j)
         count, pitch = self.rows + self.K - 1, self.how.pitch
-        return padded(self.read, self.shape, n, first - self.below, count, self.right, pitch, "dz")
+        return padded(self.source, n, first - self.below, count, self.right, pitch, "dz")
 
     def dz_points(self, dz: np.ndarray) -> np.ndarray:
         """It at the points, as an input of the convolution that makes dx."""
@@ -327,38 +357,34 @@ class _Backward:
     def input_points(self, j: int) -> list[np.ndarray]:
         """The sources at the points; while the first is at hand, its gradient is masked."""
         n, first = self.place(j)
-        rows = [
-            _read(self.how, x, n, first - self.top, self.strips, self.left, f"x{i}")
-            for i, x in enumerate(self.sources)
-        ]
-        if self.first_lazy:
-            W, C, last = self.shape[2], self.channels[0], first + self.rows
-            columns = slice(self.left * C, (self.left + W) * C)
-            value = rows[0][self.top : self.top + self.rows, columns]
-            dx = self.dx[0][n, first:last].reshape(self.rows, W * C)
-            mask_and_sum(dx, value, self.sources[0].band(n, first, last), self.slots[j])
-        return [_columns(self.how, x, self.strips, f"V{i}") for i, x in enumerate(rows)]
+        if self.masks:
+            last = first + self.rows
+            dx = self.dx[0][n, first:last].reshape(self.rows, -1)
+            mask_and_sum(dx, self.sources[0], n, first, last, self.slots[j])
+        return _points(self.how, self.sources, n, first - self.top, self.strips, self.left)
 
 
-def _backward_by_strips(work: _Backward) -> np.ndarray:
+def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
     """Strip after strip, all steps while it is in cache; each lane sums its strips in order."""
     how, strips = work.how, work.strips
-    lanes = np.array_split(np.arange(work.count), min(LANES, work.count))
+    lanes = shares(work.count, LANES)
     sums = how.sums(len(lanes))
+    U = work.back.weights(work.w, work.scale) if work.need_dx else None
 
     def lane(i: int) -> None:
         for j in lanes[i]:
             dz = work.dz(j)
             if work.need_dx:
-                work.write_dx(j, work.back.multiply([work.dz_points(dz)], work.U, strips))
-            how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i])
+                work.write_dx(j, work.back.multiply([work.dz_points(dz)], U, strips))
+            first = j == lanes[i].start
+            how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i], first)
 
     run(len(lanes), lane)
-    return sums
+    return how.dw(sums, factors)
 
 
-def _backward_by_points(work: _Backward) -> np.ndarray:
-    """All strips to the points, point by point the products, and back: reads the weights once."""
+def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
+    """All strips to the points, the products there, and back: weights are transformed once."""
     how, strips = work.how, work.strips
     tiles = strips * how.row_tiles
     V, dM = (empty(how.P**2, work.count * tiles, c) for c in (how.C, how.F))
@@ -378,8 +404,6 @@ def _backward_by_points(work: _Backward) -> np.ndarray:
 
     run(work.count, transform)
     if work.need_dx:
-        _products(Vz, work.U, M)
+        work.back.products(Vz, (work.w, work.scale), M)
     run(work.count, finish)
-    sums = empty(1, how.P**2, how.C, how.F)
-    _products(V.transpose(0, 2, 1), dM, sums[0])
-    return sums
+    return how.gradient(V, dM, factors)

@@ -11,21 +11,23 @@ The transforms along the row are tiny matrix products, C values wide: worth it f
 
 from collections.abc import Sequence
 from functools import cache
+from typing import Any
 
 import numpy as np
 
 from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
-from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, largest_divisor
+from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
 from minicnn.memory import empty
-from minicnn.threads import run, scratch
+from minicnn.threads import run, scratch, shares
 
 CHUNK = 1024  # weights transformed at a time
+FEW = 100  # tiles: with fewer, the weights are most of the work
 
 
 @cache
-def filters(K: int, turned: bool = False) -> np.ndarray:
-    """G along both axes, (P * P, K * K); for the kernel turned by half a circle if asked."""
-    G = toom(K).filters[:, ::-1] if turned else toom(K).filters
+def filters(K: int) -> np.ndarray:
+    """G along both axes, (P * P, K * K)."""
+    G = toom(K).filters
     return np.einsum("ik,jl->ijkl", G, G).reshape(len(G) ** 2, K**2)
 
 
@@ -45,20 +47,31 @@ class Tiles:
         self.pitch, self.out_pitch = W + K - 1, W  # pixels from row to row
         self.small = W <= 32  # few pixels, large weights: all tiles of the batch at once
 
-    def strips(self, rows: int) -> int:
-        """Groups of 4 output rows, out of `rows`, to work on at a time."""
+    def strips(self, rows: int, images: int) -> int:
+        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
         values = self.P**2 * self.row_tiles * max(self.C, self.F)
         limit = min(LIMIT_BYTES // (4 * values), LIMIT_PRODUCTS // values)
-        return largest_divisor(rows // OUTPUTS, limit)
+        return largest_divisor(rows // OUTPUTS, min(limit, images * rows // OUTPUTS // PIECES))
 
-    def weights(self, w: np.ndarray) -> np.ndarray:
-        """w (K, K, C, F) to (P * P, C, F)."""
-        return _at_points(w, filters(self.K))
+    def weights(self, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """w (K, K, C, F), its inputs times `scale`, to (P * P, C, F)."""
+        U = empty(self.P**2, self.C, self.F)
+        rows = largest_divisor(self.C, CHUNK // self.F)
 
-    def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Tiles", np.ndarray]:
-        """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
-        U = _at_points(w, filters(self.K, turned=True), scale)
-        return Tiles(self.K, self.outputs, self.inputs, self.W), U.transpose(0, 2, 1)
+        def chunk(j: int) -> None:
+            part = slice(j * rows, (j + 1) * rows)
+            own = scratch("w", self.K, self.K, rows, self.F)
+            np.multiply(w[:, :, part], scale[part, None], out=own)
+            out = U[:, part].reshape(len(U), -1)
+            np.matmul(filters(self.K), own.reshape(self.K**2, -1), out=out)
+
+        run(self.C // rows, chunk)
+        return U
+
+    def adjoint(self, w: np.ndarray) -> tuple["Tiles", np.ndarray]:
+        """What takes the gradient of the outputs to that of the inputs, and its weights."""
+        back = Tiles(self.K, self.outputs, self.inputs, self.W)
+        return back, w[::-1, ::-1].transpose(0, 1, 3, 2)
 
     def tiled(
         self, points: Sequence[np.ndarray], strips: int, V: np.ndarray, first: int = 0
@@ -107,9 +120,56 @@ class Tiles:
         np.matmul(V, U, out=M)
         return self.untiled(M, strips)
 
+    def products(self, V: np.ndarray, U: Any, M: np.ndarray) -> None:
+        """M (P * P, tiles, F) of V (P * P, tiles, C) and the weights U, or (w, `scale`) to be.
+
+        For few tiles U is larger than all else; it is made for some outputs at a time then, and
+        does not leave the cache.
+        """
+        if isinstance(U, np.ndarray) or V.shape[1] >= FEW:
+            _by_points(V, U if isinstance(U, np.ndarray) else self.weights(*U), M)
+            return
+        w, scale = U
+        wide = self._wide(self.F, self.C)
+
+        def outputs(j: int) -> None:
+            part = slice(j * wide, (j + 1) * wide)
+            own = scratch("w", self.K, self.K, self.C, wide)
+            np.multiply(w[..., part], scale[:, None], out=own)
+            some = scratch("U", self.P**2, self.C, wide)
+            _by_chunks(filters(self.K), own.reshape(self.K**2, -1), some.reshape(len(some), -1))
+            np.matmul(V, some, out=M[:, :, part])
+
+        run(self.F // wide, outputs)
+
+    def gradient(self, V: np.ndarray, dM: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The gradient of w (K, K, C, F), times `scale` (C, F), from V and M's gradient."""
+        if V.shape[1] >= FEW:
+            sums = empty(1, self.P**2, self.C, self.F)
+            _by_points(V.transpose(0, 2, 1), dM, sums[0])
+            return self.dw(sums, scale)
+        dw = empty(self.K, self.K, self.C, self.F)
+        wide = self._wide(self.C, self.F)
+
+        def inputs(j: int) -> None:
+            part = slice(j * wide, (j + 1) * wide)
+            dU = scratch("U", self.P**2, wide, self.F)
+            np.matmul(V[:, :, part].transpose(0, 2, 1), dM, out=dU)
+            own = scratch("w", self.K, self.K, wide, self.F)
+            _by_chunks(filters(self.K).T, dU.reshape(len(dU), -1), own.reshape(self.K**2, -1))
+            np.multiply(own, scale[part], out=dw[:, :, part])
+
+        run(self.C // wide, inputs)
+        return dw
+
+    def _wide(self, channels: int, others: int) -> int:
+        """Channels to take at a time: their weights fit in cache, and every thread has some."""
+        in_cache = LIMIT_BYTES * 3 // 4 // (4 * self.P**2 * others)
+        return largest_divisor(channels, min(in_cache, channels // 4))
+
     def sums(self, lanes: int) -> np.ndarray:
-        """Zeros to add the gradient of the weights up in, for each lane."""
-        return np.zeros((lanes, self.P**2, self.C, self.F), np.float32)
+        """Room to add the gradient of the weights up in, for each lane."""
+        return empty(lanes, self.P**2, self.C, self.F)
 
     def spread(self, dM: np.ndarray, strips: int, out: np.ndarray, first: int = 0) -> np.ndarray:
         """The adjoint of `untiled`: dM (P, strips, pitch, F) to (P * P, tiles, F)."""
@@ -127,40 +187,51 @@ class Tiles:
         return out
 
     def correlate(
-        self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int, sums: np.ndarray
+        self,
+        points: Sequence[np.ndarray],
+        dM: np.ndarray,
+        strips: int,
+        sums: np.ndarray,
+        first: bool,
     ) -> None:
-        """Add U's gradient to `sums`: every tile times the gradient of what it made."""
+        """U's gradient, every tile times the gradient of what it made: put it into `sums`, or,
+        if it is not the first there, add it."""
         tiles = strips * self.row_tiles
         V = self.tiled(points, strips, scratch("V2", self.P**2, tiles, self.C))
         dM2 = self.spread(dM, strips, scratch("M2", self.P**2, tiles, self.F))
-        product = scratch("dU", *sums.shape)
+        product = sums if first else scratch("dU", *sums.shape)
         np.matmul(V.transpose(0, 2, 1), dM2, out=product)
-        sums += product
+        if not first:
+            sums += product
 
-    def dw(self, sums: np.ndarray) -> np.ndarray:
-        """The lanes' sums to the gradient of w (K, K, C, F)."""
-        G = filters(self.K)
+    def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
         dw = empty(self.K**2, self.C * self.F)
-        sums = sums.reshape(len(sums), self.P**2, -1)
+        sums, scale = sums.reshape(len(sums), self.P**2, -1), scale.reshape(-1)
 
         def chunk(j: int) -> None:
             part = slice(j * CHUNK, (j + 1) * CHUNK)
-            np.matmul(G.T, sums[:, :, part].sum(0), out=dw[:, part])
+            np.matmul(filters(self.K).T, sums[:, :, part].sum(0), out=dw[:, part])
+            dw[:, part] *= scale[part]
 
         run(-(-self.C * self.F // CHUNK), chunk)
         return dw.reshape(self.K, self.K, self.C, self.F)
 
 
-def _at_points(w: np.ndarray, G: np.ndarray, scale: np.ndarray | None = None) -> np.ndarray:
-    K, _, C, F = w.shape
-    U = empty(len(G), C, F)
-    rows = max(1, CHUNK // F)
+def _by_points(A: np.ndarray, B: np.ndarray, out: np.ndarray) -> None:
+    """out[p] = A[p] @ B[p], some points for every thread."""
+    parts = shares(len(A), 8)
 
-    def chunk(j: int) -> None:
-        part = w[:, :, j * rows : (j + 1) * rows]
-        part = part if scale is None else part * scale
-        out = U[:, j * rows : (j + 1) * rows]
-        np.matmul(G, part.reshape(K * K, -1), out=out.reshape(len(G), -1))
+    def some(j: int) -> None:
+        points = slice(parts[j].start, parts[j].stop)
+        np.matmul(A[points], B[points], out=out[points])
 
-    run(-(-C // rows), chunk)
-    return U
+    run(len(parts), some)
+
+
+def _by_chunks(matrix: np.ndarray, rows: np.ndarray, out: np.ndarray) -> None:
+    """out = matrix @ rows, cut into products that OpenBLAS does without copies."""
+    (height, width), chunk = matrix.shape, largest_divisor(rows.shape[1], CHUNK)
+    count, length = rows.shape[1] // chunk, rows.shape[1]
+    source = strided(rows, 0, (count, width, chunk), (chunk, length, 1))
+    np.matmul(matrix, source, out=strided(out, 0, (count, height, chunk), (chunk, length, 1)))

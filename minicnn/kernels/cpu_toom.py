@@ -18,6 +18,8 @@ from typing import NamedTuple
 
 import numpy as np
 
+from minicnn.threads import run
+
 OUTPUTS = 4  # made at a time, along the axis
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # small numbers: their powers are what costs digits
 ONE = 1  # where 1 is among them: its powers are all 1, what is added there reaches every output
@@ -58,8 +60,23 @@ def toom(taps: int) -> Toom:
 
 def strided(a: np.ndarray, offset: int, shape: Sequence[int], strides: Sequence[int]) -> np.ndarray:
     """A view of the flat buffer that `a` is, offset and strides in values."""
-    size = a.itemsize
-    return np.ndarray(shape, a.dtype, a, offset * size, [step * size for step in strides])
+    return np.ndarray(shape, np.float32, a, 4 * offset, _bytes(*strides))
+
+
+@cache
+def _bytes(*strides: int) -> tuple[int, ...]:
+    return tuple(4 * step for step in strides)
+
+
+def combine(matrix: np.ndarray, planes: np.ndarray) -> np.ndarray:
+    """A sum of planes (first axis) for each row of `matrix`."""
+    out = np.empty((len(matrix), *planes.shape[1:]), np.float32)
+
+    def product(_: int) -> None:
+        np.matmul(matrix, planes.reshape(len(planes), -1), out=out.reshape(len(matrix), -1))
+
+    run(1, product)  # where BLAS has one thread
+    return out
 
 
 def to_points(

@@ -16,7 +16,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
-from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points, toom
+from minicnn.kernels.cpu_toom import ONE, OUTPUTS, combine, from_points, spread, to_points, toom
 from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
     LIMIT_BYTES,
@@ -50,18 +50,19 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
     N, H, W, C = x.shape
     F = len(b)
-    y = empty(N, 2 * H, 2 * W, F)
+    y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     how = Windows(TAPS, [C], [2 * F], W + 1)
     # Seen by the pair of columns 2q - 1, 2q: (taps, 2 pixels, C, the pair, F).
     pair = np.stack([w[:, list(SEES[1])], w[:, list(SEES[0])]], 2).transpose(0, 1, 4, 2, 3)
-    U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F)) for rows in SEES]
+    one = np.ones(C, np.float32)
+    U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
     bias = np.tile(b, 2 * how.pitch)
-    strips = how.strips(H)
+    strips = how.strips(H, N)
     rows = OUTPUTS * strips
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
-        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, how.pitch, "x0")
+        X = padded(source, n, first - 1, rows + 2, 1, how.pitch, "x0")
         step = X.shape[1]
         # (rows, even or odd, 2 W F)
         out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
@@ -88,7 +89,7 @@ def conv_transpose2d_backward(
     pitch = -(-(2 * W + 2) // 4) * 4  # of dy's rows
     # dx's row i sees the odd rows i - 1, i and the even rows i, i + 1: in dy, from 2i - 1 on.
     taps = [w[[0, 2]], w[[1, 3]]]
-    U = [np.tensordot(toom(TAPS).filters, t, 1).reshape(P, 1, 4 * F, C) for t in taps]
+    U = [combine(toom(TAPS).filters, t).reshape(P, 1, 1, 4 * F, C) for t in taps]
     per_strip = 4 * P * (2 * pitch * F + pitch * C)
     strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
     rows, pixels = OUTPUTS * strips, strips * pitch
@@ -96,46 +97,48 @@ def conv_transpose2d_backward(
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
-    sums = np.zeros((len(groups), 2, P, 2, 4 * F, C), np.float32)
-    incoming = Map(dy)
+    sums = empty(len(groups), 2, P, 2, 4 * F, C)
+    incoming, source = Map(dy), x.activation()
 
-    def strip(j: int, total: np.ndarray) -> None:
+    def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
         n, first = divmod(j * rows, H)
-        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
+        dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
         step = dY.shape[1]
         V = scratch("V0", 2, P * strips + 1, step)
         V[:, -1] = 0
         for odd in (0, 1):
             to_points(dY, TAPS, strips, step, 2 * step, V[odd], odd * step)
-        seen = [windows(v, P, pixels, F, 4, 2) for v in V]
+        seen = [windows(v, P, 1, pixels, F, 4, 2) for v in V]
         M = scratch("M0", 2, P * strips, pitch // 2 * C)
         for v, u, m in zip(seen, U, M, strict=True):
-            np.matmul(v, u, out=interleaved(m, P, pixels // 2, C, 2))
+            np.matmul(v, u, out=interleaved(m, P, 1, pixels // 2, C, 2))
         out = dx[n, first : first + rows].reshape(rows, W * C)
         target = out.reshape(strips, OUTPUTS, W * C)
         from_points(M, TAPS, strips, W * C, pitch // 2 * C, target, sets=2)
-        X = padded(x.read, x.shape, n, first, rows, 0, pitch // 2, "x0")
-        if x.lazy:
-            value = X[:rows, : W * C]
-            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
+        X = padded(source, n, first, rows, 0, pitch // 2, "x0")
+        if x.of_block:
+            mask_and_sum(out, x, n, first, first + rows, slots[j])
         step = X.shape[1]
         dM = scratch("dM", P * strips, step)
         spread(X, TAPS, strips, step, step, dM)
-        product = scratch("dU", P, 2, 4 * F, C)
+        product = scratch("dU", P, 1, 2, 4 * F, C)
         for v, part in zip(seen, total, strict=True):
-            np.matmul(v.transpose(0, 1, 3, 2), interleaved(dM, P, pixels // 2, C, 2), out=product)
-            part += product
+            np.matmul(v.swapaxes(3, 4), interleaved(dM, P, 1, pixels // 2, C, 2), out=product)
+            if first_of_group:
+                np.copyto(part, product[:, 0])
+            else:
+                part += product[:, 0]
         ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:
         for j in groups[i]:
-            strip(j, sums[i])
+            strip(j, sums[i], j == groups[i].start)
 
     run(len(groups), group)
     dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
-    dw[[0, 2]], dw[[1, 3]] = (np.tensordot(toom(TAPS).filters.T, part, 1) for part in dU)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
+    dw[[0, 2]], dw[[1, 3]] = (combine(toom(TAPS).filters.T, part) for part in dU)
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, dw, db.sum(0, dtype=float).astype(np.float32)

@@ -23,8 +23,8 @@ from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
 from minicnn.kernels.cpu_toom import strided
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
 from minicnn.memory import empty
-from minicnn.ops import Pad, over_pixels, pads
-from minicnn.threads import run, scratch
+from minicnn.ops import Pad, pads
+from minicnn.threads import run, scratch, shares
 
 LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
 
@@ -38,9 +38,9 @@ def fits(x: Map, w: np.ndarray, stride: int, crop: Pad) -> bool:
     )
 
 
-def lanes(count: int, weights: int) -> list[np.ndarray]:
+def lanes(count: int, weights: int) -> tuple[range, ...]:
     """Strips 0 ... count - 1 in groups, each with its own sum for the weights' gradient."""
-    return np.array_split(np.arange(count), min(LANES, count, max(2, LANE_VALUES // weights)))
+    return shares(count, min(LANES, max(2, LANE_VALUES // weights)))
 
 
 @dataclass(frozen=True)
@@ -53,15 +53,16 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     """x (N, H, W, C), w (4, 4, F, C) -> (N, 2 H, 2 W, F)."""
     N, H, W, C = x.shape
     F = len(b)
-    y = empty(N, 2 * H, 2 * W, F)
+    y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
-    U = np.ascontiguousarray(taps.transpose(1, 0, 2, 5, 3, 4)).reshape(2, 4 * C, 2 * F)
+    U = np.ascontiguousarray(taps.transpose(1, 3, 4, 0, 2, 5)).reshape(2, 2 * F, 4 * C)
     bias = np.tile(b, 2 * W)
-    rows = largest_divisor(H, LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F)))
+    in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
+    rows = largest_divisor(H, min(in_cache, N * H // 2))
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
-        X = padded(x.read, x.shape, n, first - 1, rows + 2, 1, W + 2, "x0")
+        X = padded(source, n, first - 1, rows + 2, 1, W + 2, "x0")
         step = X.shape[1]
         windows = scratch("V0", rows + 1, W + 1, 2, 2 * C)
         np.copyto(windows, strided(X, 0, windows.shape, (step, C, step, 1)))
@@ -69,7 +70,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
         for r in (0, 1):  # the upper outputs are those of the windows one row further down
             seeing = windows[1 - r : 1 - r + rows].reshape(-1, 4 * C)
             M = scratch("M0", rows, (W + 1) * 2 * F)
-            np.matmul(seeing, U[r], out=M.reshape(-1, 2 * F))
+            np.matmul(seeing, U[r].T, out=M.reshape(-1, 2 * F))
             np.add(M[:, F:-F], bias, out=out[:, 1 - r])
 
     run(N * (H // rows), strip)
@@ -84,35 +85,44 @@ def conv_transpose2d_backward(
     N, H, W, C = x.shape
     F = dy.shape[3]
     matrix = w.reshape(16 * F, C)
-    rows = largest_divisor(H, LIMIT_BYTES // (4 * W * (20 * F + C)))
+    in_cache = LIMIT_BYTES // (4 * W * (20 * F + C))
+    rows = largest_divisor(H, min(in_cache, N * H // 2))
     count = N * (H // rows)
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
-    slots = np.zeros((count, 2, C), np.float32)
-    sums = np.zeros((len(groups), *matrix.shape), np.float32)
-    incoming = Map(dy)
+    slots, db = np.zeros((count, 2, C), np.float32), np.empty((count, F), np.float32)
+    sums, dw = empty(len(groups), *matrix.shape), empty(*w.shape)
+    incoming, source = Map(dy), x.activation()
 
-    def strip(j: int, total: np.ndarray) -> None:
+    def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
         n, first = divmod(j * rows, H)
-        dY = padded(incoming.read, dy.shape, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
+        dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
         step = dY.shape[1]
         windows = scratch("V0", rows, W, 4, 4 * F)
         np.copyto(windows, strided(dY, 0, windows.shape, (2 * step, 2 * F, step, 1)))
         windows = windows.reshape(rows * W, 16 * F)
         out = dx[n, first : first + rows].reshape(rows, W * C)
         np.matmul(windows, matrix, out=out.reshape(-1, C))
-        value = scratch("x0", rows, W * C)
-        x.read(n, first, first + rows, value)
-        if x.lazy:
-            mask_and_sum(out, value, x.band(n, first, first + rows), slots[j])
-        product = scratch("dU", *matrix.shape)
+        value = scratch("V1", rows, W * C)
+        source.read(n, first, first + rows, value)
+        if x.of_block:
+            mask_and_sum(out, x, n, first, first + rows, slots[j])
+        product = total if first_of_group else scratch("dU", *matrix.shape)
         np.matmul(windows.T, value.reshape(-1, C), out=product)
-        total += product
+        if not first_of_group:
+            total += product
+        ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
+        by_column = np.ones((1, 2 * rows), np.float32) @ ours
+        np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:
         for j in groups[i]:
-            strip(j, sums[i])
+            strip(j, sums[i], j == groups[i].start)
+
+    def rows_of_dw(k: int) -> None:
+        np.add.reduce(sums[:, k * F : (k + 1) * F], 0, out=dw.reshape(16, F, C)[k])
 
     run(len(groups), group)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.lazy else dx
-    return result, sums.sum(0).reshape(w.shape), over_pixels(dy)
+    run(16, rows_of_dw)
+    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
+    return result, dw, db.sum(0, dtype=float).astype(np.float32)

@@ -10,30 +10,45 @@ along the row: best for few channels.
 """
 
 from collections.abc import Sequence
+from functools import cache
 
 import numpy as np
 
-from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
+from minicnn.kernels.cpu_toom import OUTPUTS, combine, strided, toom
+from minicnn.memory import empty
 from minicnn.threads import scratch
 
 Weights = list[list[np.ndarray]]
 
 
-def windows(a: np.ndarray, planes: int, pixels: int, C: int, wide: int, step: int) -> np.ndarray:
-    """Windows of `wide` pixels, one every `step`, as matrices (planes, groups, count, wide * C).
+def windows(
+    a: np.ndarray, planes: int, parts: int, pixels: int, C: int, wide: int, step: int
+) -> np.ndarray:
+    """Windows of `wide` pixels, one every `step`: (planes, parts, groups, count, wide * C).
 
-    a: flat, `planes` planes of `pixels` pixels, a multiple of `wide`. The last windows reach
-    into the next plane; the caller has no use for them, and room for it behind the last.
+    a: flat, `planes` planes of `parts` of `pixels` pixels, a multiple of `wide`. The last windows
+    reach into the next part; the caller has no use for them, and room for it behind the last.
     """
-    groups = wide // step
+    part = pixels * C
     return strided(
-        a, 0, (planes, groups, pixels // wide, wide * C), (pixels * C, step * C, wide * C, 1)
+        a,
+        0,
+        (planes, parts, wide // step, pixels // wide, wide * C),
+        (parts * part, part, step * C, wide * C, 1),
     )
 
 
-def interleaved(a: np.ndarray, planes: int, pixels: int, F: int, groups: int) -> np.ndarray:
-    """Pixels as matrices (planes, groups, count, F), group g every `groups`-th one from g on."""
-    return strided(a, 0, (planes, groups, pixels // groups, F), (pixels * F, F, groups * F, 1))
+def interleaved(
+    a: np.ndarray, planes: int, parts: int, pixels: int, F: int, groups: int
+) -> np.ndarray:
+    """Pixels as (planes, parts, groups, count, F), group g every `groups`-th one from g on."""
+    part = pixels * F
+    return strided(
+        a,
+        0,
+        (planes, parts, groups, pixels // groups, F),
+        (parts * part, part, F, groups * F, 1),
+    )
 
 
 class Windows:
@@ -52,81 +67,99 @@ class Windows:
         self.pitch = self.out_pitch = -(-(W + K - 1) // K) * K  # pixels from row to row
         self.sets = len(self.inputs)
 
-    def strips(self, rows: int) -> int:
-        """Groups of 4 output rows, out of `rows`, to work on at a time."""
+    def strips(self, rows: int, images: int) -> int:
+        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
         C, F = sum(self.inputs), sum(self.outputs)
         in_cache = LIMIT_BYTES // (4 * self.P * self.pitch * (C + F))
         small_products = LIMIT_PRODUCTS // (self.pitch * max(self.inputs) * max(self.outputs))
-        return largest_divisor(rows // OUTPUTS, min(in_cache, small_products))
+        pieces = images * rows // OUTPUTS // PIECES
+        return largest_divisor(rows // OUTPUTS, min(in_cache, small_products, pieces))
 
-    def weights(self, w: np.ndarray) -> Weights:
-        """w (K, K, C, F) to one (P, 1, K * C, F) for each input of each output."""
-        U = np.tensordot(toom(self.K).filters, w, 1)  # (P, K, C, F)
+    def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
+        """w (K, K, C, F), its inputs times `scale`, to a (P, 1, 1, K * C, F) for each of its inputs
+        and outputs."""
+        U = combine(toom(self.K).filters, w * scale[:, None])  # (P, K, C, F)
         return [
             [
-                np.ascontiguousarray(part).reshape(self.P, 1, -1, F)
+                np.ascontiguousarray(part).reshape(self.P, 1, 1, -1, F)
                 for part in _split(u, self.inputs, 2)
             ]
             for u, F in zip(_split(U, self.outputs, 3), self.outputs, strict=True)
         ]
 
-    def adjoint(self, w: np.ndarray, scale: np.ndarray) -> tuple["Windows", Weights]:
-        """What takes the gradient of the outputs, times `scale`, to that of the inputs."""
-        turned = (w * scale)[::-1, ::-1].transpose(0, 1, 3, 2)
+    def adjoint(self, w: np.ndarray) -> tuple["Windows", np.ndarray]:
+        """What takes the gradient of the outputs to that of the inputs, and its weights."""
         back = Windows(self.K, self.outputs, self.inputs, self.W)
-        return back, back.weights(turned)
+        return back, w[::-1, ::-1].transpose(0, 1, 3, 2)
 
     def multiply(self, points: Sequence[np.ndarray], U: Weights, strips: int) -> list[np.ndarray]:
         """Inputs at the points to outputs at the points: sets of (P, strips, pitch, F)."""
         pixels = strips * self.pitch
+        parts = pixels // self._part(strips, MULTIPLIED)
+        shape = self.P, parts, pixels // parts
         results = []
         for index, (row, F) in enumerate(zip(U, self.outputs, strict=True)):
             M = scratch(f"M{index}", self.sets, self.P * pixels * F)
             for V, u, C, m in zip(points, row, self.inputs, M, strict=True):
-                np.matmul(
-                    windows(V, self.P, pixels, C, self.K, 1),
-                    u,
-                    out=interleaved(m, self.P, pixels, F, self.K),
-                )
+                out = interleaved(m, *shape, F, self.K)
+                np.matmul(windows(V, *shape, C, self.K, 1), u, out=out)
             results.append(M)
         return results
 
+    def _part(self, strips: int, limit: int) -> int:
+        """About `limit` pixels, in whole strips."""
+        return self.pitch * largest_divisor(strips, limit // self.pitch)
+
     def sums(self, lanes: int) -> np.ndarray:
-        """Zeros to add the gradient of the weights up in, for each lane."""
-        shape = lanes, self.P, self.K, self.K * sum(self.inputs), *self.outputs
-        return np.zeros(shape, np.float32)
+        """Room to add the gradient of the weights up in, for each lane."""
+        return empty(lanes, self.P, self.K, self.K * sum(self.inputs), *self.outputs)
 
     def correlate(
-        self, points: Sequence[np.ndarray], dM: np.ndarray, strips: int, sums: np.ndarray
+        self,
+        points: Sequence[np.ndarray],
+        dM: np.ndarray,
+        strips: int,
+        sums: np.ndarray,
+        first: bool,
     ) -> None:
-        """Add U's gradient to `sums`: every window times the gradient of what it made."""
+        """U's gradient, every window times the gradient of what it made: put it into `sums`, or,
+        if it is not the first there, add it."""
         pixels = strips * self.pitch
+        parts = pixels // self._part(strips, CORRELATED)
+        shape = self.P, parts, pixels // parts
         (F,) = self.outputs
-        dy = interleaved(dM, self.P, pixels, F, self.K)
+        dy = interleaved(dM, *shape, F, self.K)
         start = 0
         for V, C in zip(points, self.inputs, strict=True):
-            x = windows(V, self.P, pixels, C, self.K, 1)
-            product = scratch("dU", self.P, self.K, self.K * C, F)
-            np.matmul(x.transpose(0, 1, 3, 2), dy, out=product)
-            sums[:, :, start : start + self.K * C] += product
+            x = windows(V, *shape, C, self.K, 1)
+            products = scratch("dU", self.P, parts, self.K, self.K * C, F)
+            np.matmul(x.swapaxes(3, 4), dy, out=products)
+            own = sums[:, :, start : start + self.K * C]
+            if first:
+                np.add.reduce(products, 1, out=own)
+            else:
+                own += np.add.reduce(products, 1, out=scratch("dU sum", *own.shape))
             start += self.K * C
 
-    def dw(self, sums: np.ndarray) -> np.ndarray:
-        """The lanes' sums to the gradient of w (K, K, C, F)."""
+    def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
+        """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
         total = sums.sum((0, 2))  # (P, K * C of all inputs, F)
         parts = _split(total, [self.K * C for C in self.inputs], 1)
         dU = np.concatenate([part.reshape(self.P, self.K, -1, *self.outputs) for part in parts], 2)
-        return np.tensordot(toom(self.K).filters.T, dU, 1)
+        return combine(toom(self.K).filters.T, dU) * scale
 
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
-    return np.split(a, np.cumsum(sizes)[:-1], axis)
+    return [a] if len(sizes) == 1 else np.split(a, np.cumsum(sizes)[:-1], axis)
 
 
 LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
+PIECES = 4  # of a batch, at least: some for every thread
+MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
 LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
 
 
+@cache
 def largest_divisor(total: int, limit: int) -> int:
     """The largest divisor of `total` that is at most `limit`, at least 1."""
     return next(d for d in range(max(1, min(total, limit)), 0, -1) if total % d == 0)

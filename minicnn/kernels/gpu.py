@@ -18,7 +18,8 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array, DeviceError, check_float
-from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size
+from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size, whole_batch
+from minicnn.ranks import ALONE, Ranks
 
 __all__ = [  # the ops; what follows them is there for layers, losses and optimisers
     "batch_norm",
@@ -311,6 +312,7 @@ class NormCache(NamedTuple):
     z: Array
     norm: Array  # (6, C), see norm.cu
     from_batch: bool
+    ranks: Ranks
 
     @property
     def statistics(self) -> Statistics:
@@ -346,13 +348,17 @@ def _norm(
     beta: Array,
     M: int,
     eps: float,
+    ranks: Ranks = ALONE,
 ) -> Array:
-    """The rows of `norm` from a convolution's moments, or from given statistics."""
+    """The rows of `norm` from the moments of all `ranks`, or from given statistics."""
     C = len(gamma)
     norm = cupy.empty((NORM, C), np.float32)
     mean, var = (None, None) if statistics is None else statistics
     arrays = (moments, bias, mean, var, gamma, beta, norm)
     _launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, eps)
+    if statistics is None and ranks.count > 1:
+        whole = whole_batch(Statistics(norm[MEAN], norm[VAR]), ranks)
+        return _norm(None, rows, bias, whole, gamma, beta, M, eps)
     return norm
 
 
@@ -365,29 +371,35 @@ def _normalised(z: Array, norm: Array, relu: bool) -> Array:
 
 def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Array, Array]:
     """dz, dgamma, dbeta of batch norm with or without a ReLU behind it."""
-    z, norm, from_batch = cache
+    z, norm, from_batch, ranks = cache
     dy, C = _dense(dy), z.shape[-1]
     parts, _ = _over_channels("bn_backward_sums", dy, 2, z, norm, int(relu))
     sums = _sum_parts(parts)
+    whole = ranks.mean(sums) if from_batch and ranks.count > 1 else sums
     dz = cupy.empty(z.shape, np.float32)
     numbers = (z.size // C, C, int(relu), int(from_batch))
-    _each("norm", "bn_backward_apply", z.size, dy, z, norm, sums, dz, *numbers)
+    _each("norm", "bn_backward_apply", z.size, dy, z, norm, whole, dz, *numbers)
     return dz, sums[1], sums[0]
 
 
 def batch_norm(
-    x: Array, gamma: Array, beta: Array, statistics: Statistics | None = None, eps: float = 1e-5
+    x: Array,
+    gamma: Array,
+    beta: Array,
+    statistics: Statistics | None = None,
+    eps: float = 1e-5,
+    ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.batch_norm`."""
     check_float(x, gamma, beta)
     if _plain(x):
-        return ops.batch_norm(x, gamma, beta, statistics, eps)
+        return ops.batch_norm(x, gamma, beta, statistics, eps, ranks)
     x, M = _dense(x), x.size // x.shape[-1]
     moments, rows = (None, 1)
     if statistics is None:
         moments, rows = _over_channels("channel_moments", x, 2)
-    norm = _norm(moments, rows, None, statistics, gamma, beta, M, eps)
-    return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None)
+    norm = _norm(moments, rows, None, statistics, gamma, beta, M, eps, ranks)
+    return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None, ranks)
 
 
 def batch_norm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
@@ -456,6 +468,7 @@ class BlockCache(NamedTuple):
     z: Array | None  # the convolution's output; in inference it is not kept
     norm: Array
     from_batch: bool
+    ranks: Ranks
 
     @property
     def statistics(self) -> Statistics:
@@ -472,11 +485,12 @@ def conv_bn_relu(
     statistics: Statistics | None = None,
     pad: Pad = 0,
     eps: float = 1e-5,
+    ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.conv_bn_relu`. In training two passes over the image, in inference one."""
     check_float(x, w, b, gamma, beta)
     if _plain(x):
-        return ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)
+        return ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps, ranks)
     x, w, b = _dense(x), _dense(w), _dense(b)
     skip = None if skip is None else _dense(skip)
     out = _output(x, skip, w, 1, pad)
@@ -485,12 +499,12 @@ def conv_bn_relu(
     if statistics is None:
         moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
         z = _convolve(x, skip, w, None, b, moments, s)
-        norm = _norm(moments, ROWS, b, None, gamma, beta, M, eps)
-        return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True)
+        norm = _norm(moments, ROWS, b, None, gamma, beta, M, eps, ranks)
+        return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True, ranks)
     norm = _norm(None, 1, b, statistics, gamma, beta, M, eps)
     s["relu"] = 1
     y = _convolve(x, skip, w, _dense(norm[SCALE]), _dense(norm[FOLDED]), None, s)
-    return y, BlockCache(x, skip, w, b, pad, None, norm, False)
+    return y, BlockCache(x, skip, w, b, pad, None, norm, False, ranks)
 
 
 def conv_bn_relu_predict(
@@ -515,11 +529,11 @@ def conv_bn_relu_backward(
     """See `minicnn.ops.conv_bn_relu_backward`."""
     if _plain(dy):
         return ops.conv_bn_relu_backward(dy, cache, need_dx)
-    x, skip, w, b, pad, z, norm, from_batch = cache
+    x, skip, w, b, pad, z, norm, from_batch, ranks = cache
     if z is None:
         s = _describe(x, skip, len(w), 1, pad, dy.shape)
         z = _convolve(x, skip, w, None, b, None, s)
-    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch), relu=True)
+    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch, ranks), relu=True)
     dw = _weight_gradient(x, skip, dz, len(w), 1, pad)
     # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
     db = cupy.zeros(b.shape, np.float32) if from_batch else _channel_sums(dz)
@@ -561,7 +575,12 @@ def update_running(
 
 
 def loss(
-    kind: str, logits: Array, labels: Array, valid: Array | None, weight: float
+    kind: str,
+    logits: Array,
+    labels: Array,
+    valid: Array | None,
+    weight: float,
+    ranks: Ranks = ALONE,
 ) -> tuple[Array, Array]:
     """One of LOSSES with its gradient; `weight` is BCE's `pos_weight`, the others' `smooth`."""
     logits, labels = _dense(logits), _dense(labels)
@@ -572,7 +591,7 @@ def loss(
     arguments = (logits, labels, valid, parts, size, per_block, pos_weight)
     _launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
     value, dlogits = cupy.empty((), np.float32), cupy.empty(logits.shape, np.float32)
-    arrays = (logits, labels, valid, _sum_parts(parts), value, dlogits)
+    arrays = (logits, labels, valid, ranks.sum(_sum_parts(parts)), value, dlogits)
     _each("loss", "loss_gradient", logits.size, *arrays, size, LOSSES[kind], weight)
     return value, dlogits
 

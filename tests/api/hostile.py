@@ -54,12 +54,12 @@ def corrupted(folder):
 def not_pictures(folder):
     secret = folder / "secret.tif"
     secret.write_bytes(scene(32, 32))
-    band = f"<SourceFilename>{secret}</SourceFilename><SourceBand>1</SourceBand>"
-    vrt = (
-        '<VRTDataset rasterXSize="32" rasterYSize="32">'
-        f'<VRTRasterBand dataType="Byte" band="1"><SimpleSource>{band}</SimpleSource>'
-        "</VRTRasterBand></VRTDataset>"
+    bands = "".join(  # three: nothing but being a VRT is wrong with it
+        f'<VRTRasterBand dataType="Byte" band="{band}"><SimpleSource><SourceFilename>{secret}'
+        f"</SourceFilename><SourceBand>{band}</SourceBand></SimpleSource></VRTRasterBand>"
+        for band in (1, 2, 3)
     )
+    vrt = f'<VRTDataset rasterXSize="32" rasterYSize="32">{bands}</VRTDataset>'
     yield "a.vrt", vrt.encode()
     yield "vrt.tif", b"\xef\xbb\xbf" + vrt.encode()
     yield (

@@ -47,7 +47,7 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(self.is_ready, 30, lambda: self.log.read_text())
+        wait_for(self.is_ready, 60, lambda: self.log.read_text())
         return self
 
     def __exit__(self, *_):

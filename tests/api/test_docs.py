@@ -2,7 +2,6 @@
 
 import json
 import re
-import shutil
 import subprocess
 import sys
 from dataclasses import fields
@@ -36,8 +35,8 @@ def run(command, server, here):
     return done.stdout
 
 
-def test_curl(server, here):
-    shutil.which("curl") or pytest.skip("no curl")
+def test_curl(server, here, program):
+    program("curl")
     assert len(CURLS) == 4
     for line in CURLS:
         out = run(["sh", "-c", line.replace("curl", "curl -sSf", 1)], server, here)
@@ -52,10 +51,9 @@ def test_python(server, here, example):
 
 
 @pytest.mark.parametrize("example", code("javascript"))
-def test_javascript(server, here, example):
-    node = shutil.which("node") or pytest.skip("no Node")
+def test_javascript(server, here, example, program):
     (here / "example.mjs").write_text(example.replace("http://localhost:8000", server.url))
-    assert "buildings on" in run([node, "example.mjs"], server, here)
+    assert "buildings on" in run([program("node"), "example.mjs"], server, here)
 
 
 def test_the_tables_are_complete():

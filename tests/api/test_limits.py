@@ -25,6 +25,17 @@ def test_errors_are_problems(server):
     problem(server.get("/jobs/..%2f"), 404)
 
 
+def test_what_goes_wrong_here_is_told_to_the_log_alone(new_server):
+    with new_server() as server:
+        assert server.put("/items/a", scene()).ok
+        (server.store / "items" / "a.json").write_text("no JSON")
+        answer = server.get("/items/a")
+        assert "request id" in problem(answer, 500)
+        told = [line for line in server.lines() if line["level"] == "error"]
+        assert [line["request_id"] for line in told] == [answer.json()["request_id"]]
+        assert "JSONDecodeError" in str(told)
+
+
 def test_every_answer_has_its_headers_and_request_id(server):
     for path in ("/", "/docs", "/openapi.json", "/healthz", "/nowhere", "/static/app.js"):
         answer = server.get(path, headers={"X-Request-ID": "from.client-1"})

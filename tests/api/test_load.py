@@ -5,7 +5,7 @@ from pathlib import Path
 
 import pytest
 import rasterio
-from serving import REPO, picture, scene, unplaced_is_fine, wait_for
+from serving import REPO, picture, problem, scene, unplaced_is_fine, wait_for
 
 spec = importlib.util.spec_from_file_location("api_load", REPO / "benchmarks" / "api_load.py")
 api_load = importlib.util.module_from_spec(spec)
@@ -41,6 +41,15 @@ def test_memory_is_flat(new_server, long=False):
         assert load.codes == {200: 2000 if long else 150}
         assert memory(server) < before + 20e6
         assert not list((server.store / "scratch").iterdir())
+
+
+def test_uploads_go_to_the_disk_not_to_memory(new_server):
+    with new_server(WORKERS=1) as server:
+        assert server.mask(scene()).ok
+        before, body = memory(server, peak=True), bytes(150_000_000)
+        problem(server.mask(body), 422)
+        problem(server.put("/items/a", body), 422)
+        assert memory(server, peak=True) < before + 30e6
 
 
 @pytest.mark.slow

@@ -1,7 +1,6 @@
 """POST /buildings_mask/: what it answers is what `segment` finds, in every format."""
 
 import json
-import shutil
 import subprocess
 
 import numpy as np
@@ -23,12 +22,20 @@ def file(tmp_path):
     return path
 
 
-def test_the_published_call_word_for_word(server, model, tmp_path):
+def test_the_published_call_word_for_word(server, model, tmp_path, program):
     """The curl line of the documentation, with nothing changed but host and folder."""
-    curl = shutil.which("curl") or pytest.skip("no curl")
     path = tmp_path / "austin8_up_right.tif"
     path.write_bytes(scene(300, 280))
-    line = [curl, "-s", "-S", "-f", "-o", str(tmp_path / "out.tif"), "-D", str(tmp_path / "head")]
+    line = [
+        program("curl"),
+        "-s",
+        "-S",
+        "-f",
+        "-o",
+        str(tmp_path / "out.tif"),
+        "-D",
+        str(tmp_path / "head"),
+    ]
     line += ["-X", "POST", f"{server.url}/buildings_mask/?response_type=file"]
     line += ["-H", "accept: application/json", "-H", "Content-Type: multipart/form-data"]
     line += ["-F", f"file=@{path};type=image/tiff"]

@@ -2,7 +2,6 @@
 
 import json
 import os
-import shutil
 import time
 
 import numpy as np
@@ -22,19 +21,14 @@ FLAGS = (
 
 
 @pytest.fixture(scope="module")
-def browser(tmp_path_factory):
-    chromium, chromedriver = shutil.which("chromium"), shutil.which("chromedriver")
-    if not (chromium and chromedriver):
-        if os.environ.get("MINICNN_REQUIRE_ORACLES"):
-            pytest.fail("no Chromium: install chromium and chromium-driver")
-        pytest.skip("no Chromium with its driver")
+def browser(tmp_path_factory, program):
     options = webdriver.ChromeOptions()
-    options.binary_location = chromium
+    options.binary_location = program("chromium")
     for flag in [*FLAGS.split(), f"--user-data-dir={tmp_path_factory.mktemp('profile')}"]:
         options.add_argument(flag)
     options.set_capability("goog:loggingPrefs", {"browser": "ALL"})
     downloads = tmp_path_factory.mktemp("downloads")
-    driver = webdriver.Chrome(options, webdriver.ChromeService(chromedriver))
+    driver = webdriver.Chrome(options, webdriver.ChromeService(program("chromedriver")))
     driver.downloads = downloads
     behaviour = {"behavior": "allow", "downloadPath": str(downloads)}
     driver.execute_cdp_cmd("Browser.setDownloadBehavior", behaviour)

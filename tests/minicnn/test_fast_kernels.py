@@ -10,7 +10,7 @@ import threading
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minicnn as mc
@@ -41,6 +41,10 @@ def error(actual, expected):
 
 def normal(rng, *shape):
     return rng.standard_normal(shape).astype(np.float32)
+
+
+def positive(rng, *shape):
+    return rng.uniform(0.2, 2, shape).astype(np.float32)
 
 
 def double(*arrays):
@@ -75,7 +79,7 @@ def blocks(draw):
     N, H, W = draw(st.integers(1, 3)), draw(fours), draw(fours)
     C, F = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     D = draw(st.just(0) | st.integers(1, 40))
-    x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
+    x = cpu_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
     skip = normal(rng, N, H, W, D) if D else None
     w = normal(rng, K, K, C + D, F)
     b, gamma, beta = (normal(rng, F) for _ in range(3))
@@ -96,7 +100,7 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
     sources = [x] if skip is None else [x, cpu_maps.Map(skip)]
 
-    def method(K, inputs, F, W):
+    def method(K, inputs, F, W, backward):
         chosen = how(K, inputs, [F], W)
         chosen.small = small and how is cpu_tiles.Tiles
         return chosen
@@ -104,6 +108,9 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
     exact = double(x.value(), skip, w, b, gamma, beta)
     y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
+    # Where a batch hardly varies, what rounding leaves is blown up. That of inputs is relative to
+    # their shifts, which are left out of what is read: see docs/performance.md.
+    assume((cache64.norm.inverse_std < 10).all())
     # A pixel within rounding of 0 may be open on one side only: no gradient comes from those.
     normalised = cache64.norm.normalised * gamma + beta
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
@@ -145,7 +152,7 @@ def sums(a):
 @pytest.mark.parametrize("way", [cpu_up, cpu_up_direct])
 @given(rng=seeds, N=st.integers(1, 3), H=fours, W=fours, C=st.integers(1, 20), F=st.integers(1, 20))
 def test_upsampling_equals_the_readable_op(way, rng, N, H, W, C, F):
-    x = cpu_maps.Map(normal(rng, N, H, W, C), normal(rng, C), normal(rng, C))
+    x = cpu_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
     w, b, dy = normal(rng, 4, 4, F, C), normal(rng, F), normal(rng, N, 2 * H, 2 * W, F)
     y, cache = way.conv_transpose2d(x, w, b)
     dx, dw, db = way.conv_transpose2d_backward(dy, cache)
@@ -201,8 +208,19 @@ def test_which_path_a_block_takes(dtype, kernel, size, fast, rng):
     assert isinstance(cache, cpu_blocks.BlockCache if fast else ops.BlockCache)
 
 
+def test_a_gamma_of_zero_takes_the_readable_path(rng):
+    """The fast one divides by it."""
+    x, w = normal(rng, 1, 8, 8, 2), normal(rng, 4, 4, 2, 3)
+    b, beta, gamma = normal(rng, 3), normal(rng, 3), np.array([1, 0, -1], np.float32)
+    y, cache = cpu.conv_bn_relu(x, None, w, b, gamma, beta, None, ops.same_pad(4))
+    assert isinstance(cache, ops.BlockCache)
+    np.testing.assert_allclose(y[..., 1], max(0, beta[1]), rtol=1e-6)
+
+
 def test_few_channels_take_windows_and_many_take_tiles():
     assert isinstance(cpu_blocks.method(4, [3], 16, 256), cpu_windows.Windows)
+    assert isinstance(cpu_blocks.method(4, [32], 32, 128), cpu_windows.Windows)
+    assert isinstance(cpu_blocks.method(4, [32], 32, 128, backward=True), cpu_tiles.Tiles)
     assert isinstance(cpu_blocks.method(4, [64], 64, 64), cpu_tiles.Tiles)
 
 

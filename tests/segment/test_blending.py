@@ -1,6 +1,7 @@
 """Windows blended into bands: against one pass over the whole image, and in bounded memory."""
 
 import tracemalloc
+from itertools import pairwise
 
 import numpy as np
 import pytest
@@ -8,7 +9,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segment import blending
-from segment.blending import blended_bands, resampled_bands, tapers, window_starts
+from segment.blending import (
+    blended_bands,
+    block_edges,
+    resampled_bands,
+    source_box,
+    tapers,
+    window_starts,
+)
 
 MULTIPLE = 16
 REACH = 19  # pixels that `network` looks away from a pixel
@@ -32,7 +40,7 @@ def image(height, width, seed=0):
 
 def reader(pixels, valid=None):
     valid = np.ones(pixels.shape[:2], bool) if valid is None else valid
-    return lambda row, rows: (pixels[row : row + rows], valid[row : row + rows])
+    return lambda rows, cols: (pixels[rows, cols], valid[rows, cols])
 
 
 def blend(predict, pixels, overlap, valid=None):
@@ -141,6 +149,61 @@ def test_progress_sees_every_batch():
     assert jobs == [3 * 2]  # 3 rows of 7 windows, by fours
 
 
+@settings(max_examples=40)
+@given(
+    st.integers(1, 500),
+    st.integers(1, 500),
+    st.integers(0, 64),
+    st.integers(1, 700),
+    st.integers(1, 700),
+    st.data(),
+)
+def test_a_box_has_the_bits_of_the_whole(height, width, overlap, to_height, to_width, data):
+    """The network sees the windows' edges: another window anywhere would show."""
+    shape, to = (height, width), (to_height, to_width)
+    box = tuple(data.draw(spans(size)) for size in to)
+    original, blending.WINDOW = blending.WINDOW, 128
+    try:
+        pixels = image(*shape)
+        seen = []
+
+        def bands(part):
+            read = reader(pixels)
+            yield from blended_bands(counted, read, shape, overlap, MULTIPLE, iter, part)
+
+        def counted(windows):
+            seen.append(len(windows))
+            return network(windows)
+
+        whole = np.concatenate(list(resampled_bands(bands(None), shape, to)))
+        in_whole = sum(seen)
+        part = resampled_bands(bands(source_box(shape, to, box)), shape, to, box)
+        np.testing.assert_array_equal(np.concatenate(list(part)), whole[box])
+        assert sum(seen) - in_whole <= in_whole
+    finally:
+        blending.WINDOW = original
+
+
+@st.composite
+def spans(draw, size):
+    start = draw(st.integers(0, size - 1))
+    return slice(start, draw(st.integers(start + 1, size)))
+
+
+@given(st.integers(1, 9000), st.integers(0, 256), st.integers(1, 9))
+def test_a_block_costs_one_window_more_than_it_has(size, overlap, count):
+    edges = block_edges(size, overlap, MULTIPLE, count)
+    assert edges[0] == 0 and edges[-1] == size and (np.diff(edges) > 0).all()
+    aligned = -(-size // MULTIPLE) * MULTIPLE
+    window = min(aligned, blending.WINDOW)
+    starts = window_starts(aligned, window, overlap, MULTIPLE)
+    assert len(edges) - 1 <= -(-len(starts) // count)
+    for low, high in pairwise(edges):
+        weights = zip(starts, tapers(starts, window, overlap), strict=True)
+        needed = [w for at, w in weights if at < high and w[max(low - at, 0) : high - at].any()]
+        assert len(needed) <= count + 1
+
+
 def test_memory_does_not_grow_with_the_height():
     def peak(height):
         rows = np.random.default_rng(0).integers(0, 256, (512, 1024, 3), dtype=np.uint8)
@@ -148,7 +211,10 @@ def test_memory_does_not_grow_with_the_height():
         shape, to = (height, 1024), (height * 3 // 2, 1536)
         bands = blended_bands(
             lambda windows: np.ones(windows.shape[:3], np.float32),
-            lambda row, count: (rows[:count], valid[:count]),
+            lambda down, across: (
+                rows[: down.stop - down.start, across],
+                valid[: down.stop - down.start, across],
+            ),
             shape,
             64,
             MULTIPLE,

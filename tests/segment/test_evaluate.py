@@ -97,7 +97,7 @@ def test_a_run_is_scored_on_its_own_test_part(tmp_path, data, run, capsys):
     found = json.loads(capsys.readouterr().out)
     test = set(json.loads((run / "split.json").read_text())["parts"]["test"])
     expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
-    assert found.pop("threshold") == 0.4
+    assert found.pop("threshold") == 0.4 and found.pop("device") == "cpu"
     assert found.pop("evaluated") == f"the {len(test)} test tiles of the split 'scene'"
     assert (found.pop("model"), found.pop("views")) == ("run", 1)
     assert found == approx(expected)
@@ -119,7 +119,7 @@ def test_other_data_are_scored_whole_or_by_a_split(tmp_path, data, run, capsys):
     main(given)
     found = json.loads(capsys.readouterr().out)
     assert found.pop("evaluated") == "all 12 tiles"
-    del found["threshold"], found["model"], found["views"]
+    del found["threshold"], found["model"], found["views"], found["device"]
     assert found == approx(counted(run, data, tmp_path / "cache", lambda tile: True))
     main([*given, "--split", "random"])
     out, err = capsys.readouterr()
@@ -139,7 +139,7 @@ def test_without_data_a_model_file_is_scored_on_synthetic_scenes_it_has_not_seen
     store = open_store(find_scenes([data]), cache=tmp_path / "cache")
     test = set(make_split(store.tiles, "scene", 3).parts["test"])
     head, text = capsys.readouterr().out.split("\n", 1)
-    assert head == f"the {len(test)} test tiles of the split 'scene', threshold 0.400"
+    assert head == f"the {len(test)} test tiles of the split 'scene' on cpu, threshold 0.400"
     expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
     assert text.startswith(table(expected))
     row = expected["pooled"]

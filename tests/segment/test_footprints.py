@@ -205,5 +205,5 @@ def test_a_scene_without_a_place_is_refused(crs, transform):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(__import__("sys").modules, "pyogrio", None)
-    with pytest.raises(InputError, match=r"pyogrio: pip install minicnn\[vector\]"):
+    with pytest.raises(InputError, match=r"pyogrio: pip install pyogrio"):
         footprints.polygons(np.ones((4, 4), np.uint8), AT_UTM, UTM)

@@ -16,8 +16,8 @@ from rasterio.crs import CRS
 
 from segment import blending, predict
 from segment.errors import InputError
-from segment.model import Model, ModelInfo
-from segment.predict import main, predict_scene
+from segment.model import Model, ModelInfo, load_model
+from segment.predict import Band, main, predict_scene
 from segment.scenes import open_raster
 from segment.unet import UNet
 
@@ -42,6 +42,7 @@ class Redness:
     """A model whose probability is the pixel's red over 255: any error of place shows."""
 
     net = SimpleNamespace(multiple=16)
+    device = "cpu"
 
     def __init__(self, **info):
         self.info = ModelInfo(**({"pixel_size": 0.3, "threshold": 0.5} | info))
@@ -96,6 +97,13 @@ def test_mask_has_the_size_and_place_of_the_scene(tmp_path, model, size, crs):
         np.testing.assert_array_equal(after.read(1), np.where(pixels[0] >= 127.5, 255, 0))
         assert (after.dataset_mask() == 255).all()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["mask.tif", "scene.tif"]
+
+
+def test_at_the_threshold_is_building():
+    probability = np.array([[0.4, 0.5, 0.6, 0.6]], np.float32)
+    valid = np.array([[True, True, True, False]])
+    band = Band(0, np.zeros((1, 4, 3), np.uint8), valid, probability)
+    assert band.mask(0.5).tolist() == [[0, 255, 255, 0]]
 
 
 def test_predict_scene_is_what_the_command_writes(tmp_path, model):
@@ -359,6 +367,22 @@ def test_a_real_network_shows_no_seam(tmp_path, monkeypatch):
     assert len(bands) == 2 and whole.std() > 0.05
     np.testing.assert_allclose(found, whole, atol=2e-5)
     assert abs(seamed - whole).max() > 0.01
+
+
+def test_a_real_network_gives_a_box_the_bits_of_the_whole(tmp_path, monkeypatch):
+    """Its windows come in other batches, which must not change a bit of them."""
+    monkeypatch.setattr(blending, "WINDOW", 128)
+    model = load_model()
+    scene = write(tmp_path / "scene.tif", photograph(200, 420))
+    with open_raster(scene) as dataset:
+
+        def probabilities(box=None):
+            bands = predict.scene_bands(model, dataset, box=box)
+            return np.concatenate([band.probability for band in bands])
+
+        whole = probabilities()
+        for box in np.s_[0:100, 0:420], np.s_[50:200, 200:420], np.s_[0:200, 170:171]:
+            np.testing.assert_array_equal(probabilities(box), whole[box])
 
 
 def test_memory_does_not_grow_with_the_scene(tmp_path):

@@ -58,7 +58,7 @@ def evaluation(name="runs/<city>", seed=0, **changes):
     tiles = [SimpleNamespace(city="ab"[n // 3], scene=f"s{n}") for n in range(4)]
     pixels = np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     shown = plots.Example("a & b", pixels, labels[0], probability[0] >= 0.4)
-    about = {"what": "the 4 test tiles", "threshold": 0.4, "views": 1, "learnt": 0}
+    about = {"what": "the 4 test tiles", "threshold": 0.4, "views": 1, "learnt": 0, "device": "cpu"}
     about |= {"pixel_size": 2.0, "examples": {"best": [shown], "worst": [shown, shown]}}
     about |= changes
     return report.Evaluation(name, findings=found, summary=found.summary(tiles), **about)

@@ -16,7 +16,7 @@ from rasterio.warp import transform_bounds
 from shapely import affinity
 from shapely.geometry import box, shape
 
-from segment import synthetic
+from segment import drawing, synthetic, town
 from segment.errors import InputError
 from segment.scenes import find_scenes
 from segment.synthetic import CITIES, MAX_SIZE, PIXEL, draw_scene, sun_position, write_scenes
@@ -207,7 +207,7 @@ def test_slopes_towards_the_sun_are_brighter():
     """At an elevation of 45 degrees: sqrt(2) of the level light straight on, none edge on."""
     sun = direction(180, 45)
     slopes = np.array([-1.0, 0.0, 1.0])  # dh/d(south): down to the south, level, up
-    light = synthetic.sunlight(np.zeros(3), slopes, sun)
+    light = drawing.sunlight(np.zeros(3), slopes, sun)
     np.testing.assert_allclose(light, [math.sqrt(2), 1, 0], atol=1e-12)
 
 
@@ -226,17 +226,17 @@ def test_shadows_fall_away_from_the_sun(scenes):
 # --- label ----------------------------------------------------------------------------------------
 
 
-def drawing(size=200):
+def land(size=200):
     rng = np.random.default_rng(0)
-    return synthetic.Drawing(synthetic.STYLES["ashford"], size, direction(150, 40), rng)
+    return drawing.Drawing(town.STYLES["ashford"], size, direction(150, 40), rng)
 
 
 @pytest.mark.parametrize("kind", ["flat", "gable", "hip"])
 @pytest.mark.parametrize("angle", [0, 20, 77, 130, 250])
 def test_light_on_a_roof_is_that_of_its_slopes(angle, kind):
     """Against the slopes measured on the height field, away from ridges and edges."""
-    d, frame = drawing(), synthetic.Frame(31, 28, math.radians(angle))
-    d.solid(frame, 24, 16, 5, synthetic.MATERIALS["slate"], kind, 0.5, building=True)
+    d, frame = land(), town.Frame(31, 28, math.radians(angle))
+    d.solid(frame, 24, 16, 5, drawing.MATERIALS["slate"], kind, 0.5, building=True)
     south, east = np.gradient(d.height.astype(float), PIXEL)
     normal = np.stack([-east, -south, np.ones_like(east)], -1)
     cosine = (normal / np.linalg.norm(normal, axis=-1, keepdims=True)) @ d.sun
@@ -250,12 +250,12 @@ def test_light_on_a_roof_is_that_of_its_slopes(angle, kind):
 @pytest.mark.parametrize("angle", [0, 20, 77, 130])
 def test_label_is_the_footprint(angle):
     """The polygon, rasterised by other code: no shadow, no tree, no parapet, whatever hides it."""
-    d, turn = drawing(), math.radians(angle)
-    frame = synthetic.Frame(31.03, 28.07, turn)
+    d, turn = land(), math.radians(angle)
+    frame = town.Frame(31.03, 28.07, turn)
     for y in (24, 34):
         for x in range(20, 44, 4):
             d.tree(x, y)
-        d.solid(frame, 21.3, 11.7, 4, synthetic.MATERIALS["slate"], "hip", 0.3, building=True)
+        d.solid(frame, 21.3, 11.7, 4, drawing.MATERIALS["slate"], "hip", 0.3, building=True)
     assert (d.height[d.mask > 0] > 6.5).any()  # a crown hangs over the roof
     house = box(-21.3 / 2, -11.7 / 2, 21.3 / 2, 11.7 / 2)
     house = affinity.translate(affinity.rotate(house, angle, origin=(0, 0)), 31.03, 28.07)
@@ -265,21 +265,21 @@ def test_label_is_the_footprint(angle):
 
 
 def test_only_buildings_are_labelled():
-    d = drawing()
-    lot = synthetic.Lot(synthetic.Frame(30, 30, 0.3), 50, 50)
-    synthetic.car_park(d, lot.frame, 40, 30, synthetic.WORN)
-    synthetic.plant(d, lot, 200)
+    d = land()
+    lot = town.Lot(town.Frame(30, 30, 0.3), 50, 50)
+    drawing.car_park(d, lot.frame, 40, 30, drawing.WORN)
+    drawing.plant(d, lot, 200)
     assert (d.height > 1).mean() > 0.05 and not d.mask.any()
 
 
 def test_the_highest_is_seen():
     """Whichever is drawn first, the tower hides the shed; the label keeps both."""
-    tower, shed = synthetic.MATERIALS["membrane"], synthetic.MATERIALS["felt"]
+    tower, shed = drawing.MATERIALS["membrane"], drawing.MATERIALS["felt"]
     drawn = []
     for order in (1, -1):
-        d = drawing()
+        d = land()
         for size, height, material in ((20, 4, shed), (8, 12, tower))[::order]:
-            d.solid(synthetic.Frame(30, 30, 0.2), size, size, height, material, building=True)
+            d.solid(town.Frame(30, 30, 0.2), size, size, height, material, building=True)
         drawn.append(d)
     np.testing.assert_array_equal(drawn[0].colour, drawn[1].colour)
     assert drawn[0].height[100, 100] == 12 and drawn[0].height[100, 125] == 4

@@ -1,0 +1,230 @@
+"""Train and predict in AWS: `python -m segment.batch`."""
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+from typing import Any
+
+from segment import predict, train
+from segment.cli import parser, positive, run, whole
+from segment.cloud import doctor, images, jobs, stack
+from segment.cloud.costs import Work, estimate, read_prices
+from segment.errors import InputError
+
+SHARDS = jobs.LARGEST_ARRAY
+
+
+def main(arguments: list[str]) -> None:
+    own, *passed = _split(arguments)
+    options = _parser().parse_args(own)
+    if passed and options.command not in ("train", "predict"):
+        raise InputError(f"{options.command} takes nothing after --")
+    if find_spec("boto3") is None:
+        raise InputError("AWS needs boto3: pip install boto3")
+    import boto3
+    from botocore.exceptions import BotoCoreError, ClientError
+
+    try:
+        options.run(boto3.Session(), options, *passed)
+    except (BotoCoreError, ClientError) as error:
+        raise InputError(f"AWS: {' '.join(str(error).split())}") from error
+
+
+def _split(arguments: list[str]) -> list[list[str]]:
+    """The batch command's own arguments, and those after each `--`."""
+    parts: list[list[str]] = [[]]
+    for argument in arguments:
+        if argument == "--":
+            parts.append([])
+        else:
+            parts[-1].append(argument)
+    return parts
+
+
+# ---------------------------------------------------------------- the commands
+
+
+def _push(aws: Any, options: argparse.Namespace) -> None:
+    images.push(aws, options.device, options.image, options.build_option)
+
+
+def _deploy(aws: Any, options: argparse.Namespace) -> None:
+    given = dict(options.set)
+    given["ImageTag"] = options.tag or given.get("ImageTag") or images.release_tag()
+    stack.deploy(aws, options.stack, given, options.dry_run)
+
+
+def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = None) -> None:
+    asked = train._parser().parse_args(command or [])
+    if asked.out is None:
+        raise InputError("after -- the arguments of segment.train were expected, --out among them")
+    _require_s3([*(asked.data or []), asked.out, *([asked.init] if asked.init else [])])
+    work = Work(options.megapixels, asked.epochs or train.Settings().epochs)
+    # A retried or repeated job goes on where the last one stopped.
+    resume = [] if asked.resume else ["--resume"]
+    full = ["train", *(command or []), *resume, "--device", options.device]
+    place = jobs.Place.of(aws, options.stack, options.device)
+    _announce(options, place, work, 1, full)
+    if not options.dry_run:
+        jobs.submit(aws, place, full, f"train {asked.out[5:]}", options.hours)
+
+
+def _predict(
+    aws: Any,
+    options: argparse.Namespace,
+    command: list[str] | None = None,
+    merging: list[str] | None = None,
+) -> None:
+    asked = predict._parser().parse_args(command or [])
+    _require_s3([*asked.scenes, asked.out, *([asked.model] if asked.model else [])])
+    if options.shards > SHARDS:
+        raise InputError(f"--shards {options.shards}: an array has {SHARDS:,} jobs at most")
+    shards = ["--shards", str(options.shards)]
+    if options.shards == 1:  # an array has two jobs at least, and only they are told their number
+        shards += ["--shard", "0"]
+    full = ["predict", *(command or []), *shards, "--device", options.device]
+    merge = ["merge", asked.out, *(merging or [])]
+    place = jobs.Place.of(aws, options.stack, options.device)
+    _announce(options, place, Work(options.megapixels), options.shards, full, merge)
+    if options.dry_run:
+        return
+    title, hours, plain = asked.out[5:], options.hours, jobs.Place.of(aws, options.stack, "cpu")
+    plan = None
+    if (
+        options.shards > 1
+    ):  # told no number, it makes the plan, lest every shard looks at all scenes
+        plan = jobs.submit(aws, plain, full, f"plan {title}", hours)
+    array = jobs.submit(aws, place, full, f"predict {title}", hours, options.shards, plan)
+    jobs.submit(aws, plain, merge, f"merge {title}", hours, after=array)
+
+
+def _announce(
+    options: argparse.Namespace, place: jobs.Place, work: Work, count: int, *commands: list[str]
+) -> None:
+    """What will run, and what it will cost, before anything does."""
+    prices = read_prices(options.prices) if options.prices else {}
+    for command in commands:
+        print(" ".join(command))
+    print(estimate(work, options.device, place.needs["VCPU"], count, options.hours, prices))
+
+
+def _require_s3(paths: list[str]) -> None:
+    for path in paths:
+        if not path.startswith("s3://"):
+            raise InputError(f"{path}: s3://bucket/key was expected, since jobs run elsewhere")
+
+
+def _status(aws: Any, options: argparse.Namespace) -> None:
+    jobs.show(aws, options.stack, options.job)
+
+
+def _logs(aws: Any, options: argparse.Namespace) -> None:
+    jobs.show_logs(aws, options.job, options.follow)
+
+
+def _cancel(aws: Any, options: argparse.Namespace) -> None:
+    jobs.cancel(aws, options.job)
+
+
+def _doctor(aws: Any, options: argparse.Namespace) -> None:
+    doctor.examine(aws, options.stack, options.job)
+
+
+# ---------------------------------------------------------------- their arguments
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = parser("batch", "Train and predict in AWS, on machines that exist while jobs do.")
+    commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
+
+    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
+        command = commands.add_parser(name, help=about, description=about)
+        command.set_defaults(run=run)
+        if name != "push":
+            command.add_argument(
+                "--stack", default="minicnn", metavar="NAME", help="default: minicnn"
+            )
+        return command
+
+    push = add("push", _push, "Build the container image of this commit, and put it into ECR.")
+    _add_device(push)
+    push.add_argument("--image", metavar="NAME", help="an image that is built already")
+    push.add_argument(
+        "--build-option",
+        action="append",
+        default=[],
+        metavar="OPTION",
+        help="for the engine's build, as in --build-option=--build-arg=BASE_IMAGE=NAME",
+    )
+
+    deploy = add("deploy", _deploy, "Make or change the stack: bucket, repository, queues, roles.")
+    deploy.add_argument(
+        "--dry-run", action="store_true", help="print what would change, change nothing"
+    )
+    deploy.add_argument("--tag", help="the images that jobs run; default: those of this commit")
+    deploy.add_argument(
+        "--set",
+        action="append",
+        default=[],
+        type=_assignment,
+        metavar="NAME=VALUE",
+        help="a parameter of segment/cloud/template.yaml; the others stay as they are",
+    )
+
+    passed = "After -- come the arguments of segment.{0}, with s3:// paths."
+    training = add("train", _train, "Submit a training. " + passed.format("train"))
+    _add_job(training, 48)
+
+    predicting = add(
+        "predict",
+        _predict,
+        "Submit an array of jobs that predict, and one that merges what they wrote. "
+        + passed.format("predict")
+        + " Arguments of segment.merge may follow a second --.",
+    )
+    predicting.add_argument(
+        "--shards", type=whole(1), required=True, metavar="N", help=f"jobs, 1 to {SHARDS:,}"
+    )
+    _add_job(predicting, 6)
+
+    status = add("status", _status, "Show a job, or all that Batch remembers.")
+    status.add_argument("job", nargs="?", metavar="JOB")
+    logs = add("logs", _logs, "Print what a job has said.")
+    logs.add_argument("job", metavar="JOB", help="an id; of an array's job ID:INDEX")
+    logs.add_argument("--follow", action="store_true", help="go on until the job is over")
+    cancel = add("cancel", _cancel, "Stop a job.")
+    cancel.add_argument("job", metavar="JOB")
+    examine = add("doctor", _doctor, "Say why jobs don't start (stuck in RUNNABLE).")
+    examine.add_argument("job", nargs="?", metavar="JOB")
+    return p
+
+
+def _add_device(to: argparse.ArgumentParser) -> None:
+    to.add_argument("--device", choices=("cpu", "gpu"), default="cpu", help="default: cpu")
+
+
+def _add_job(to: argparse.ArgumentParser, hours: float) -> None:
+    _add_device(to)
+    to.add_argument(
+        "--hours", type=positive, default=hours, help=f"an attempt's most; default: {hours}"
+    )
+    to.add_argument(
+        "--megapixels", type=positive, metavar="F", help="how much imagery it is, for the estimate"
+    )
+    to.add_argument(
+        "--prices", type=Path, metavar="CSV", help="the price file that docs/cloud.md describes"
+    )
+    to.add_argument(
+        "--dry-run", action="store_true", help="print commands and estimate, submit nothing"
+    )
+
+
+def _assignment(text: str) -> tuple[str, str]:
+    name, equals, value = text.partition("=")
+    if not equals or not name:
+        raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
+    return name, value
+
+
+if __name__ == "__main__":
+    run(main)

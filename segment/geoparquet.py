@@ -1,0 +1,52 @@
+"""Building outlines as GeoParquet, batch by batch: those of a country don't fit in memory."""
+
+import json
+from collections.abc import Iterable
+from pathlib import Path
+
+from minicnn.files import atomic_write
+from segment.footprints import Footprints
+
+GROUP = 50_000  # rows that are held, and that a reader skips by their bounding box: about 10 MB
+_SIDES = ("xmin", "ymin", "xmax", "ymax")
+_GEO = {
+    "version": "1.1.0",
+    "primary_column": "geometry",
+    "columns": {
+        "geometry": {
+            "encoding": "WKB",
+            "geometry_types": ["Polygon"],
+            "orientation": "counterclockwise",
+            "covering": {"bbox": {side: ["bbox", side] for side in _SIDES}},
+        }
+    },
+}
+
+
+def write_geoparquet(batches: Iterable[Footprints], path: str | Path) -> int:
+    """Write the columns `geometry`, `area_m2` and `bbox`; returns the number of outlines.
+
+    The geometry is WGS 84 longitude and latitude, the format's default (GeoParquet 1.1, OGC).
+    """
+    import pyarrow as pa
+    import pyarrow.parquet as pq
+    import shapely
+
+    bbox = pa.struct([(side, pa.float64()) for side in _SIDES])
+    fields = [("geometry", pa.binary()), ("area_m2", pa.float64()), ("bbox", bbox)]
+    schema = pa.schema(fields, metadata={"geo": json.dumps(_GEO)})
+    held, count = schema.empty_table(), 0
+    with (
+        atomic_write(path) as temporary,
+        pq.ParquetWriter(temporary, schema, compression="zstd") as file,
+    ):
+        for found in batches:
+            count += len(found.lonlat)
+            bounds = pa.StructArray.from_arrays(list(shapely.bounds(found.lonlat).T), _SIDES)
+            columns = [shapely.to_wkb(found.lonlat), found.area_m2, bounds]
+            held = pa.concat_tables([held, pa.table(columns, schema=schema)])
+            if len(held) >= GROUP:
+                file.write_table(held, GROUP)
+                held = schema.empty_table()
+        file.write_table(held)
+    return count

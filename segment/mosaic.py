@@ -1,0 +1,176 @@
+"""Scenes that lie on one grid as one picture: which they are, its blocks, its virtual raster."""
+
+from collections import defaultdict
+from collections.abc import Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+from xml.etree import ElementTree as xml
+
+import numpy as np
+from affine import Affine
+from numpy.typing import NDArray
+
+from minicnn.files import atomic_write
+from segment.errors import InputError
+from segment.scenes import Window, open_raster, read_mask, shifted
+from segment.shards import MASKS, TAG, Piece, Plan, Source
+
+BLOCK = 4096  # pixels along the side of what is held at once
+
+Masks = dict[str, Path]  # the file of each tile, on this machine
+
+
+@dataclass(frozen=True)
+class Tile:
+    """A piece's mask where the mosaic has it."""
+
+    name: str
+    row: int
+    col: int
+    height: int
+    width: int
+
+
+@dataclass(frozen=True)
+class Mosaic:
+    """Masks on one grid: the same CRS (WKT), pixel size and rotation, whole pixels apart.
+
+    Where two have the same ground, the later one in the plan counts, as far as it is valid.
+    """
+
+    crs: str | None
+    transform: Affine
+    height: int
+    width: int
+    tiles: tuple[Tile, ...]
+    digest: str  # of the plan
+
+
+def mosaics(plan: Plan) -> list[Mosaic]:
+    """One mosaic for every grid, in the order of the plan; a scene without a place is its own."""
+    scenes: dict[Any, list[int]] = defaultdict(list)
+    corners = {}
+    for index, source in enumerate(plan.scenes):
+        grid, corners[index] = _grid(source)
+        scenes[grid or index].append(index)
+    pieces: dict[int, list[Piece]] = defaultdict(list)
+    for piece in plan.pieces:
+        pieces[piece.scene].append(piece)
+    return [_mosaic(plan, members, corners, pieces) for members in scenes.values()]
+
+
+def _grid(source: Source) -> tuple[Any, NDArray[np.float64]]:
+    """The grid that a scene lies on (None: no place), and (row, col) of its corner on that grid.
+
+    Two grids are one if they differ by less than a hundredth of a pixel.
+    """
+    if source.crs is None or source.place.is_identity:
+        return None, np.zeros(2)
+    a, b, c, d, e, f = source.transform
+    col, row = np.linalg.solve([[a, b], [d, e]], [c, f])
+    phases = (round(100 * float(part)) % 100 for part in (row, col))
+    sizes = (float(f"{part:.9g}") for part in (a, b, d, e))
+    return (source.crs, *sizes, *phases), np.array([row, col])
+
+
+def _mosaic(
+    plan: Plan,
+    members: list[int],
+    corners: dict[int, NDArray[np.float64]],
+    pieces: dict[int, list[Piece]],
+) -> Mosaic:
+    first = plan.scenes[members[0]]
+    offsets = np.array([np.round(corners[i] - corners[members[0]]) for i in members]).astype(int)
+    sizes = np.array([(plan.scenes[i].height, plan.scenes[i].width) for i in members])
+    low, high = offsets.min(axis=0), (offsets + sizes).max(axis=0)
+    tiles = [
+        Tile(piece.name, int(row) + piece.row, int(col) + piece.col, piece.height, piece.width)
+        for index, (row, col) in zip(members, offsets - low, strict=True)
+        for piece in pieces[index]
+    ]
+    place = shifted(first.place, int(low[0]), int(low[1]))
+    height, width = (int(size) for size in high - low)
+    return Mosaic(first.crs, place, height, width, tuple(tiles), plan.digest)
+
+
+# ---------------------------------------------------------------- its pixels
+
+
+@dataclass(frozen=True)
+class Block:
+    """A part of a mosaic: what is building (255 or 0), and where that is known."""
+
+    row: int
+    col: int
+    mask: NDArray[np.uint8]
+    valid: NDArray[np.bool_]
+
+
+def rows_of_blocks(mosaic: Mosaic, masks: Masks) -> Iterator[Iterator[Block]]:
+    """The mosaic's blocks, row by row from the top; blocks in which no tile lies are left out."""
+    tiles: dict[int, dict[int, list[Tile]]] = defaultdict(lambda: defaultdict(list))
+    for tile in mosaic.tiles:
+        for i in range(tile.row // BLOCK, -(-(tile.row + tile.height) // BLOCK)):
+            for j in range(tile.col // BLOCK, -(-(tile.col + tile.width) // BLOCK)):
+                tiles[i][j].append(tile)
+    for i in sorted(tiles):
+        yield _row(mosaic, masks, i, tiles[i])
+
+
+def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Tile]]) -> Iterator[Block]:
+    for j in sorted(tiles):
+        yield _block(mosaic, masks, i * BLOCK, j * BLOCK, tiles[j])
+
+
+def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Tile]) -> Block:
+    shape = min(BLOCK, mosaic.height - row), min(BLOCK, mosaic.width - col)
+    mask, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
+    for tile in tiles:
+        rows, own_rows = _shared(row, shape[0], tile.row, tile.height)
+        cols, own_cols = _shared(col, shape[1], tile.col, tile.width)
+        with open_raster(masks[tile.name]) as dataset:
+            size = dataset.height, dataset.width
+            if dataset.tags().get(TAG) != mosaic.digest or size != (tile.height, tile.width):
+                raise InputError(f"{dataset.name} is no mask of this plan: run its shard again")
+            values, seen = read_mask(dataset, Window.from_slices(own_rows, own_cols))
+        mask[rows, cols][seen] = values[seen]
+        valid[rows, cols] |= seen
+    return Block(row, col, mask, valid)
+
+
+def _shared(start: int, size: int, other: int, length: int) -> tuple[slice, slice]:
+    """What two spans share, as a slice of each."""
+    low, high = max(start, other), min(start + size, other + length)
+    return slice(low - start, high - start), slice(low - other, high - other)
+
+
+# ---------------------------------------------------------------- the virtual raster
+
+
+def write_vrt(mosaic: Mosaic, path: Path) -> None:
+    """Write a GDAL virtual raster of the mosaic, with its mask band, that names the masks."""
+    root = xml.Element("VRTDataset", rasterXSize=str(mosaic.width), rasterYSize=str(mosaic.height))
+    if mosaic.crs:
+        xml.SubElement(root, "SRS").text = mosaic.crs
+    if not mosaic.transform.is_identity:
+        place = ", ".join(map(repr, mosaic.transform.to_gdal()))
+        xml.SubElement(root, "GeoTransform").text = place
+    values = xml.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
+    masks = xml.SubElement(xml.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
+    for tile in mosaic.tiles:
+        # What isn't valid covers nothing that another tile has.
+        xml.SubElement(_source(values, tile, "1"), "UseMaskBand").text = "true"
+        xml.SubElement(_source(masks, tile, "mask,1"), "NODATA").text = "0"
+    with atomic_write(path) as temporary:
+        xml.ElementTree(root).write(temporary)
+
+
+def _source(band: xml.Element, tile: Tile, number: str) -> xml.Element:
+    source = xml.SubElement(band, "ComplexSource")
+    xml.SubElement(source, "SourceFilename", relativeToVRT="1").text = f"{MASKS}/{tile.name}"
+    xml.SubElement(source, "SourceBand").text = number
+    for name, col, row in (("SrcRect", 0, 0), ("DstRect", tile.col, tile.row)):
+        box = {"xOff": col, "yOff": row, "xSize": tile.width, "ySize": tile.height}
+        xml.SubElement(source, name, {side: str(number) for side, number in box.items()})
+    return source

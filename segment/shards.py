@@ -1,0 +1,197 @@
+"""The plan of a prediction by many processes: which block of which scene, and whose turn it is.
+
+It stands in the output folder as `manifest.json`, made once and by the same rules everywhere, so
+that any process can do a share, or do it again, without a word to the others. A block's mask
+appears under its name whole or not at all, and carries the plan's digest: what is there is done.
+"""
+
+import hashlib
+import json
+import os
+from collections import Counter
+from collections.abc import Iterator, Sequence
+from dataclasses import asdict, dataclass
+from functools import cached_property
+from itertools import pairwise
+from typing import Any
+
+from affine import Affine
+
+from segment.blending import Box, block_edges
+from segment.errors import InputError
+from segment.run import read_json, write_json
+from segment.scenes import Scene, is_whole, open_raster
+from segment.storage import AnyPath, local, writing
+
+MANIFEST, MASKS = "manifest.json", "masks"
+TAG = "MINICNN_PLAN"  # of a mask: the digest of the plan that it belongs to
+BLOCK = 18  # windows along a block's side, at most: about 8,000 pixels, minutes on a CPU
+# Where a process that was started as one of many finds which: AWS Batch, MPICH, Open MPI.
+INDEX = ("AWS_BATCH_JOB_ARRAY_INDEX", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+@dataclass(frozen=True)
+class Source:
+    """A scene as the plan knows it; `crs` is WKT, and None where it has no place."""
+
+    image: str
+    pixel_size: float | None
+    height: int
+    width: int
+    crs: str | None
+    transform: tuple[float, ...]
+
+    @property
+    def place(self) -> Affine:
+        return Affine(*self.transform)
+
+
+@dataclass(frozen=True)
+class Piece:
+    """A block of a scene, the unit of work: its mask is the file `name`."""
+
+    name: str
+    scene: int
+    row: int
+    col: int
+    height: int
+    width: int
+
+    @property
+    def box(self) -> Box:
+        return slice(self.row, self.row + self.height), slice(self.col, self.col + self.width)
+
+
+@dataclass(frozen=True)
+class Plan:
+    """Everything the masks depend on, and which blocks they come in.
+
+    request: what was asked for, comparable before any scene is opened: `inputs` as they were named,
+    the `model`'s SHA-256, `threshold`, `overlap`, `pixel_size`, and the number of `shards`.
+    """
+
+    request: dict[str, Any]
+    scenes: tuple[Source, ...]
+    pieces: tuple[Piece, ...]
+
+    @property
+    def shards(self) -> int:
+        return int(self.request["shards"])
+
+    def of(self, shard: int) -> tuple[Piece, ...]:
+        """The pieces of a shard: every N-th, so that empty country is everyone's."""
+        if not 0 <= shard < self.shards:
+            raise InputError(f"shard {shard} of {self.shards}: 0 to {self.shards - 1} was expected")
+        return self.pieces[shard :: self.shards]
+
+    @cached_property
+    def digest(self) -> str:
+        return hashlib.sha256(json.dumps(self.document(), sort_keys=True).encode()).hexdigest()
+
+    def document(self) -> dict[str, Any]:
+        """The plan as JSON: CRSs once, scenes and pieces as rows."""
+        known = sorted({scene.crs for scene in self.scenes if scene.crs})
+        scenes = [asdict(scene) for scene in self.scenes]
+        for scene in scenes:
+            scene["crs"] = known.index(scene["crs"]) if scene["crs"] else None
+        pieces = [list(asdict(piece).values()) for piece in self.pieces]
+        return {"request": self.request, "crs": known, "scenes": scenes, "pieces": pieces}
+
+
+def plan_of(request: dict[str, Any], scenes: Sequence[Scene], multiple: int) -> Plan:
+    """Cut the scenes into blocks: as large as `BLOCK`, smaller where shards would have none.
+
+    Blocks lie on the grid of blended windows, so one costs little more than its share of the scene.
+    Raises InputError where two scenes would give one file.
+    """
+    stems = Counter(scene.stem for scene in scenes)
+    for scene in scenes:
+        if stems[scene.stem] > 1:
+            raise InputError(f"{scene.image}: another scene is named {scene.stem}, too")
+    sources = tuple(_source(scene, request["pixel_size"]) for scene in scenes)
+    for side in range(BLOCK, 0, -1):
+        pieces = [
+            piece
+            for index, (scene, source) in enumerate(zip(scenes, sources, strict=True))
+            for piece in _pieces(index, scene.stem, source, request["overlap"], multiple, side)
+        ]
+        if len(pieces) >= request["shards"]:
+            break
+    return Plan(request, sources, tuple(pieces))
+
+
+def _source(scene: Scene, pixel_size: float | None) -> Source:
+    with open_raster(scene.image) as dataset:
+        size = pixel_size or scene.pixel_size
+        crs = dataset.crs.to_wkt() if dataset.crs else None
+        place = tuple(dataset.transform)[:6]
+        return Source(str(scene.image), size, dataset.height, dataset.width, crs, place)
+
+
+def _pieces(
+    index: int, stem: str, source: Source, overlap: int, multiple: int, side: int
+) -> Iterator[Piece]:
+    rows, cols = (
+        block_edges(size, overlap, multiple, side) for size in (source.height, source.width)
+    )
+    for top, bottom in pairwise(rows):
+        for left, right in pairwise(cols):
+            single = len(rows) == len(cols) == 2
+            name = f"{stem}.tif" if single else f"{stem}_r{top}_c{left}.tif"
+            yield Piece(name, index, top, left, bottom - top, right - left)
+
+
+# ---------------------------------------------------------------- in the output folder
+
+
+def write_plan(out: AnyPath, plan: Plan) -> None:
+    with writing(out / MANIFEST) as file:
+        write_json(file, plan.document())
+
+
+def read_plan(out: AnyPath) -> Plan:
+    """The plan in an output folder; InputError where there is none."""
+    path = out / MANIFEST
+    if not path.is_file():
+        raise InputError(f"{path}: no such file; `segment.predict --shards N --out {out}` makes it")
+    found = read_json(local([path])[0])
+    try:
+        scenes = tuple(
+            Source(**scene | {"crs": None if scene["crs"] is None else found["crs"][scene["crs"]]})
+            for scene in found["scenes"]
+        )
+        return Plan(found["request"], scenes, tuple(Piece(*piece) for piece in found["pieces"]))
+    except (KeyError, TypeError, IndexError) as error:
+        raise InputError(f"{path}: expected the plan of a sharded prediction") from error
+
+
+def check_request(out: AnyPath, plan: Plan, request: dict[str, Any]) -> None:
+    """InputError where the plan in `out` is of another request: its masks are not to be mixed."""
+    for key, wanted in request.items():
+        if (found := plan.request.get(key)) != wanted:
+            raise InputError(
+                f"{out / MANIFEST} is of another prediction ({key}: {found}, not {wanted}); "
+                "give another --out, or remove that one"
+            )
+
+
+def is_done(path: AnyPath, plan: Plan, piece: Piece) -> bool:
+    """Whether a piece's mask is there, of this plan, and can be read to its end."""
+    return is_whole(path, (piece.height, piece.width), {TAG: plan.digest})
+
+
+def own_index() -> int | None:
+    """Which one of many processes this is, where something that starts many has said so."""
+    told = (os.environ.get(name) for name in INDEX)
+    return next((int(index) for index in told if index), None)
+
+
+def missing(out: AnyPath, plan: Plan) -> dict[int, list[Piece]]:
+    """Of each shard that isn't done, the pieces to write: told by one listing of the folder."""
+    folder = out / MASKS
+    there = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    left = {
+        shard: [piece for piece in plan.of(shard) if piece.name not in there]
+        for shard in range(plan.shards)
+    }
+    return {shard: pieces for shard, pieces in left.items() if pieces}

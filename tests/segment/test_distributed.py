@@ -1,0 +1,344 @@
+"""Training on several ranks, started as a user does: by mpiexec, as real processes, killed at
+real moments."""
+
+import csv
+import json
+import os
+import random
+import signal
+import socket
+import subprocess
+import sys
+import time
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from minicnn.checkpoint import load
+from segment.synthetic import write_scenes
+
+ROOT = Path(__file__).parents[2]
+NARROW = """
+import functools, os, sys
+import numpy as np
+import segment.distributed, segment.train, segment.trainer
+from minicnn.backend import to_host
+from minicnn.checkpoint import net_arrays
+
+segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
+segment.trainer.SAVE_SECONDS = {save_seconds}
+fit = segment.trainer.Trainer.fit
+
+def fit_and_tell(self):
+    fit(self)
+    arrays = {{name: to_host(array) for name, array in net_arrays(self.net).items()}}
+    np.savez(self.run.folder / f"rank{{self.world.rank}}.npz", **arrays)
+
+segment.trainer.Trainer.fit = fit_and_tell
+{more}
+segment.train.run(segment.train.main)
+"""
+
+
+TELL = "os.write(2, f\"{os.environ['PMI_RANK']} {os.getpid()}\\n\".encode())"
+
+
+@pytest.fixture(scope="module")
+def mpiexec(oracle):
+    """The launcher that comes with the library mpi4py loads."""
+    oracle("mpi4py")
+    return str(Path(sys.executable).with_name("mpiexec"))
+
+
+@pytest.fixture(scope="module")
+def folders(tmp_path_factory):
+    """Scenes of one tile each, five of which are for validation: no even number; and a cache."""
+    data, cache = tmp_path_factory.mktemp("scenes"), tmp_path_factory.mktemp("cache")
+    write_scenes(data, cities=("ashford", "birkdale"), scenes_per_city=6, size=256)
+    return data, cache
+
+
+@pytest.fixture(scope="module")
+def start(mpiexec, folders):
+    """Start a training of a narrow net on some ranks; one rank is a process as ever."""
+
+    def start(out, *options, ranks=2, save_seconds=300, more="", **environment):
+        launcher = [mpiexec, "-n", ranks] if ranks > 1 else []
+        script = NARROW.format(save_seconds=save_seconds, more=more)
+        command = [*launcher, sys.executable, "-u", "-c", script, "--data", folders[0]]
+        command += ["--cache", folders[1], "--out", out, "--epochs", "2", "--batch-size", "4"]
+        return subprocess.Popen(
+            [str(part) for part in (*command, *options)],
+            cwd=ROOT,
+            env={**os.environ, **environment},
+            text=True,
+            stdout=subprocess.PIPE,
+            stderr=subprocess.PIPE,
+        )
+
+    return start
+
+
+def finish(process, code=0):
+    try:
+        out, err = process.communicate(timeout=100)
+    except subprocess.TimeoutExpired:
+        process.terminate()
+        raise
+    assert process.returncode == code, err
+    return out, err
+
+
+def begun(process):
+    """Wait until the training begins."""
+    while "tiles" not in (line := process.stdout.readline()):
+        assert line, process.communicate()
+
+
+def history(run):
+    with (run / "history.csv").open() as file:
+        return [{k: float(v) for k, v in row.items()} for row in csv.DictReader(file)]
+
+
+def same_bits(run, other):
+    for name in ("last.safetensors", "best.safetensors"):
+        ours, theirs = load(run / name)[0], load(other / name)[0]
+        assert ours.keys() == theirs.keys()
+        for key in ours:
+            assert ours[key].tobytes() == theirs[key].tobytes(), key
+
+
+@pytest.fixture(scope="module")
+def pair(start, tmp_path_factory):
+    """An uninterrupted run on two ranks, and what it printed."""
+    run = tmp_path_factory.mktemp("pair") / "run"
+    return run, *finish(start(run))
+
+
+def test_two_ranks_equal_one_process(start, pair, tmp_path):
+    """To rounding, which Adam's first steps amplify; the test part's counts are whole pixels."""
+    run, printed, errors = pair
+    finish(start(tmp_path / "one", ranks=1))
+    ours, theirs = history(run), history(tmp_path / "one")
+    assert len(ours) == len(theirs) == 2
+    for row, other in zip(ours, theirs, strict=True):
+        for name in row.keys() - {"seconds"}:
+            near = {"rel": 1e-3} if name.endswith("loss") else {"abs": 2e-3}
+            assert row[name] == pytest.approx(other[name], **near), name
+    assert ours[0]["train_loss"] == pytest.approx(theirs[0]["train_loss"], rel=1e-5)
+    arrays, others = (load(r / "last.safetensors")[0] for r in (run, tmp_path / "one"))
+    for name in (name for name in arrays if name.startswith("net.")):
+        np.testing.assert_allclose(arrays[name], others[name], rtol=0.02, atol=1e-3, err_msg=name)
+    scores, others = (json.loads((r / "metrics.json").read_text()) for r in (run, tmp_path / "one"))
+    assert scores["threshold"] == pytest.approx(others["threshold"], abs=1 / 128)
+    pooled = scores["test"]["pooled"]
+    assert pooled["accuracy"] == pytest.approx(others["test"]["pooled"]["accuracy"], abs=0.01)
+    assert printed.count("epoch ") == 2 and printed.count("all tiles, pooled") == 1
+    assert errors == ""
+
+
+def assert_ranks_agree(run):
+    one, other = (dict(np.load(run / f"rank{rank}.npz")) for rank in (0, 1))
+    for name in one:
+        assert one[name].tobytes() == other[name].tobytes(), name
+
+
+def test_all_ranks_end_with_the_same_bits(pair):
+    assert_ranks_agree(pair[0])
+
+
+@pytest.mark.parametrize("whom", ["mpiexec", pytest.param("one rank", marks=pytest.mark.slow)])
+def test_a_signal_stops_all_ranks_and_the_run_goes_on_from_there(start, pair, tmp_path, whom):
+    number, code = (signal.SIGINT, 130) if whom == "mpiexec" else (signal.SIGTERM, 143)
+    process = start(tmp_path / "run", more=TELL)
+    pids = dict(process.stderr.readline().split() for _ in range(2))
+    begun(process)
+    time.sleep(random.uniform(0, 0.5))
+    os.kill(process.pid if whom == "mpiexec" else int(pids["1"]), number)
+    _, err = finish(process, code)
+    assert err.count("--resume") == 1 and err.count("\n") == 1
+    finish(start(tmp_path / "run", "--resume"))
+    same_bits(tmp_path / "run", pair[0])
+
+
+def test_a_launcher_of_another_library_is_an_error(start, tmp_path):
+    """Two processes that each find themselves alone must not both train."""
+    for name in ("OMPI_COMM_WORLD_SIZE", "AWS_BATCH_JOB_NUM_NODES"):
+        _, err = finish(start(tmp_path / "run", ranks=1, **{name: "2"}), code=2)
+        assert f"{name} is 2, but MPI knows of 1 rank" in err and err.count("\n") == 1
+    assert not (tmp_path / "run").exists()
+
+
+def test_ranks_without_an_mpi_library_are_an_error(start, tmp_path):
+    more = "sys.modules['mpi4py'] = None"
+    _, err = finish(start(tmp_path / "run", ranks=1, more=more, PMI_SIZE="2"), code=2)
+    assert "pip install mpi4py mpich" in err and err.count("\n") == 1
+
+
+def test_a_batch_that_does_not_divide_is_an_error(start, tmp_path):
+    _, err = finish(start(tmp_path / "run", "--batch-size", "3"), code=2)
+    assert "3 tiles can't be shared by 2 ranks" in err and err.count("\n") == 1
+
+
+def test_divergence_ends_all_ranks_in_one_line(start, tmp_path):
+    _, err = finish(start(tmp_path / "run", "--lr", "1e30"), code=2)
+    assert "diverged" in err and err.count("\n") == 1
+
+
+ALONE = """
+train_step = segment.trainer.Trainer.train_step
+
+def fails(self, *batch):
+    if self.world.rank == 1 and self.step == 1:
+        {what}
+    train_step(self, *batch)
+
+segment.distributed.GRACE = 1
+segment.trainer.Trainer.train_step = fails
+"""
+
+
+def test_a_rank_that_fails_alone_ends_the_job_and_says_why(start, tmp_path):
+    more = ALONE.format(what="raise segment.trainer.InputError('the disk of this node is full')")
+    _, err = finish(start(tmp_path / "run", more=more), code=2)
+    assert "rank 1: error: the disk of this node is full" in err and "Traceback" not in err
+
+
+@pytest.mark.slow
+def test_a_bug_on_one_rank_ends_the_job_with_its_traceback(start, tmp_path):
+    _, err = finish(start(tmp_path / "run", more=ALONE.format(what="1 / 0")), code=1)
+    assert "rank 1: Traceback" in err and "ZeroDivisionError" in err
+
+
+@pytest.mark.slow
+def test_ranks_killed_at_random_moments_cost_nothing_but_time(start, pair, tmp_path):
+    """A dead rank ends the job; the checkpoint is whole, and the end is the same to the bit."""
+    rng = random.Random()
+    for _ in range(5):
+        process = start(tmp_path / "run", "--resume", save_seconds=0, more=TELL)
+        pids = dict(process.stderr.readline().split() for _ in range(2))
+        begun(process)
+        time.sleep(rng.uniform(0, 1))
+        with suppress(ProcessLookupError):
+            os.kill(int(pids[rng.choice("01")]), signal.SIGKILL)
+        process.communicate(timeout=60)
+        assert process.returncode in (0, signal.SIGKILL, 128 + signal.SIGKILL)
+        if (tmp_path / "run/last.safetensors").exists():
+            load(tmp_path / "run/last.safetensors")
+    finish(start(tmp_path / "run", "--resume"))
+    same_bits(tmp_path / "run", pair[0])
+
+
+@pytest.mark.slow
+def test_local_batch_norm_resumes_to_the_same_bits(start, tmp_path):
+    """Running statistics that differed between ranks would be lost with all ranks but one."""
+    finish(start(tmp_path / "whole", "--local-batch-norm"))
+    assert_ranks_agree(tmp_path / "whole")
+    process = start(tmp_path / "run", "--local-batch-norm")
+    begun(process)
+    time.sleep(0.3)
+    process.terminate()
+    finish(process, 143)
+    finish(start(tmp_path / "run", "--resume"))
+    same_bits(tmp_path / "run", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_three_ranks_share_what_does_not_divide(start, tmp_path):
+    """Validation and test tiles in numbers that three do not divide count once each."""
+    for ranks in (1, 3):
+        finish(start(tmp_path / str(ranks), "--batch-size", "3", ranks=ranks))
+    for row, other in zip(history(tmp_path / "3"), history(tmp_path / "1"), strict=True):
+        assert row["val_loss"] == pytest.approx(other["val_loss"], rel=2e-3)
+        assert row["train_loss"] == pytest.approx(other["train_loss"], rel=2e-3)
+    one, three = (json.loads((tmp_path / n / "metrics.json").read_text())["test"] for n in "13")
+    assert one.keys() == three.keys() and one["pooled"]["tiles"] == three["pooled"]["tiles"]
+
+
+# ---------------------------------------------------------------------------- several nodes
+
+NODE = """
+import os, sys
+import segment.nodes
+
+segment.nodes.HOST, segment.nodes.PORT = "127.0.0.1", {port}
+segment.nodes.run(segment.nodes.main)
+"""
+
+
+@pytest.fixture
+def start_nodes(folders, tmp_path):
+    """Two nodes of AWS Batch, in so far as its environment variables make one."""
+
+    def start(out):
+        with socket.socket() as free:
+            free.bind(("127.0.0.1", 0))
+            port = free.getsockname()[1]
+        script = NARROW.format(save_seconds=300, more="")
+        command = [sys.executable, "-u", "-c", NODE.format(port=port), sys.executable, "-u", "-c"]
+        command += [script, "--data", folders[0], "--cache", folders[1], "--out", out]
+        command += ["--epochs", "2", "--batch-size", "4", "--resume"]
+        nodes = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
+        address = {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "127.0.0.1"}
+        return [
+            subprocess.Popen(
+                [str(part) for part in command],
+                cwd=ROOT,
+                env={**os.environ, **nodes, "AWS_BATCH_JOB_NODE_INDEX": index, **more},
+                text=True,
+                stdout=subprocess.PIPE,
+                stderr=subprocess.PIPE,
+            )
+            for index, more in (("1", address), ("0", {}))
+        ]
+
+    return start
+
+
+@pytest.mark.slow
+def test_two_nodes_train_as_one_job(start_nodes, pair, tmp_path):
+    """Stopped on the node that does not lead, the job saves, and goes on to the same bits."""
+    follower, leader = start_nodes(tmp_path / "run")
+    begun(leader)
+    time.sleep(0.3)
+    follower.terminate()
+    _, err = finish(leader, 143)
+    assert "--resume" in err
+    finish(follower, 143)
+    follower, leader = start_nodes(tmp_path / "run")
+    finish(leader)
+    finish(follower)
+    same_bits(tmp_path / "run", pair[0])
+
+
+def test_a_node_knows_that_it_is_none(mpiexec):
+    command = [sys.executable, "-m", "segment.nodes", "true"]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
+    assert done.returncode == 2 and "no multi-node job" in done.stderr
+
+
+# ---------------------------------------------------------------------------- GPUs
+
+STAND_INS = """
+sys.path.insert(0, "tests/gpu")
+import nccl_on_cpu
+nccl_on_cpu.install()
+"""
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("more", [(), ("--local-batch-norm",)], ids=["synchronised", "local"])
+def test_two_gpus_train_as_two_ranks_on_the_cpu(start, tmp_path, more):
+    """With stand-ins for CuPy and NCCL: what is sent where, and that it adds up."""
+    pytest.importorskip("cupy")
+    fixed = ("--epochs", "1", *more)
+    gpu = start(tmp_path / "gpu", "--device", "gpu", *fixed, more=STAND_INS)
+    out, _ = finish(gpu)
+    assert "on gpu" in out
+    finish(start(tmp_path / "cpu", "--device", "cpu", *fixed))
+    (row,), (other,) = history(tmp_path / "gpu"), history(tmp_path / "cpu")
+    assert row["train_loss"] == pytest.approx(other["train_loss"], rel=1e-3)
+    assert row["val_loss"] == pytest.approx(other["val_loss"], rel=1e-3)
+    assert_ranks_agree(tmp_path / "gpu")
