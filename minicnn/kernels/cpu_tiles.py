@@ -164,7 +164,7 @@ class Tiles:
 
     def _wide(self, channels: int, others: int) -> int:
         """Channels to take at a time: their weights fit in cache, and every thread has some."""
-        in_cache = LIMIT_BYTES * 3 // 4 // (4 * self.P**2 * others)
+        in_cache = LIMIT_BYTES * 4 // 5 // (4 * self.P**2 * others)
         return largest_divisor(channels, min(in_cache, channels // 4))
 
     def sums(self, lanes: int) -> np.ndarray:
