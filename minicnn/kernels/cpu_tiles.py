@@ -6,7 +6,8 @@ with K - 1 more to P = K + 3 points each. A 4x4 kernel then takes 49 products fo
 
     M[i, j, tile] = V[i, j, tile] . U[i, j]        U[i, j] (C, F), P * P points.
 
-The transforms along the row are tiny matrix products, C values wide: worth it from C = 32 on.
+The transforms along the row are tiny matrix products, C values wide: worth it from C = 64 on, in
+the backward pass from 32. Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 """
 
 from collections.abc import Sequence
