@@ -17,15 +17,20 @@ FOLDER = Path(__file__).parent.parent / "docs" / "benchmarks"
 GEMM = 2048  # rows and columns of the matrices that the peak is measured with
 
 
-def machine() -> dict[str, str]:
-    """What ran it."""
+def processor() -> str:
+    """The processor's name and its number of cores."""
     model = platform.processor() or platform.machine()
     if sys.platform == "linux":
         lines = Path("/proc/cpuinfo").read_text().splitlines()
         model = next((x.split(":")[1].strip() for x in lines if x.startswith("model name")), model)
+    return f"{model}, {os.cpu_count()} cores"
+
+
+def machine() -> dict[str, str]:
+    """What ran it."""
     blas = [lib for lib in threadpool_info() if lib["user_api"] == "blas"]
     return {
-        "processor": f"{model}, {os.cpu_count()} cores",
+        "processor": processor(),
         "python": f"Python {platform.python_version()}",
         "numpy": f"NumPy {version('numpy')}",
         "blas": ", ".join(f"{b['internal_api']} {b['version']} {b['architecture']}" for b in blas),
@@ -67,7 +72,7 @@ def write(name: str, text: str, data: dict[str, Any], folder: Path = FOLDER) -> 
     folder.mkdir(parents=True, exist_ok=True)
     (folder / f"{name}.md").write_text(text)
     (folder / f"{name}.json").write_text(json.dumps(data, indent=1) + "\n")
-    print(f"written: {folder / name}.md, .json, .png")
+    print(f"written: {folder / name}.md, .json")
 
 
 def bars(path: Path, labels: Sequence[str], ratios: dict[str, list[float]], title: str) -> None:

@@ -1,5 +1,7 @@
 """What minicnn does when it is timed: through the public interface, as a user would."""
 
+from functools import cached_property
+
 import numpy as np
 
 import minicnn as mc
@@ -12,9 +14,19 @@ class Net:
         rng = np.random.default_rng(0)
         self.x = rng.random((batch, tile, tile, 3), np.float32)
         self.labels = (rng.random((batch, tile, tile, 1)) > 0.8).astype(np.float32)
-        self.net = UNet()
-        self.model = UNet().freeze()  # as a model that is loaded from a file
-        self.optimizer = mc.optim.Adam(self.net, lr=1e-3)
+
+    @cached_property
+    def net(self) -> UNet:
+        return UNet()
+
+    @cached_property
+    def optimizer(self) -> mc.optim.Adam:
+        return mc.optim.Adam(self.net, lr=1e-3)
+
+    @cached_property
+    def model(self) -> mc.Layer:
+        """As one that is loaded from a file."""
+        return UNet().freeze()
 
     def train(self) -> None:
         logits = self.net.forward(self.x, training=True)

@@ -169,6 +169,8 @@ def run(count: int, job: Job) -> None:
 def _forget() -> None:
     """A forked child has none of the threads: it starts with a team of its own."""
     global _team, _settings
+    if _settings.inside:
+        sys.setswitchinterval(_settings.interval)
     _team, _settings = _Team(_team.size), _Settings()
 
 

@@ -3,23 +3,55 @@
 import argparse
 import json
 import sys
+from collections.abc import Iterator
+from dataclasses import replace
+from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment.cli import add_data, add_device, parser, progress, run
-from segment.metrics import count_tiles, summarise, table
+from segment.cli import (
+    add_data,
+    add_device,
+    add_views,
+    check_folder,
+    parser,
+    positive,
+    progress,
+    run,
+)
+from segment.errors import InputError
+from segment.findings import Batch, examine
+from segment.metrics import Confusion, count_tiles, table
 from segment.model import Model, load_model
+from segment.plots import Example
+from segment.report import Evaluation, write_report
 from segment.run import Run, read_json
-from segment.scenes import find_scenes
+from segment.scenes import BUILDING, IGNORE, find_scenes
 from segment.splits import SCENARIOS, Split, make_split
 from segment.storage import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
+from segment.views import averaged
 
 BATCH = 8
+SHOWN = 3  # tiles in the report from each of the best, the median and the worst
+
+
+def predictions(
+    model: Model,
+    store: TileStore,
+    indices: NDArray[np.intp],
+    batch_size: int = BATCH,
+    views: int = 1,
+) -> Iterator[Batch]:
+    """Probabilities and labels of the tiles `indices`, batch by batch, with their place in it."""
+    predict = averaged(model.predict, views)
+    for start in progress(range(0, len(indices), batch_size), desc="evaluating", unit="batch"):
+        part = slice(start, start + batch_size)
+        yield part, predict(store.images[indices[part]]), store.labels[indices[part]]
 
 
 def evaluate_tiles(
@@ -27,35 +59,100 @@ def evaluate_tiles(
 ) -> NDArray[np.int64]:
     """Confusion counts (T, 4) of the tiles `indices`, binarised at the model's own threshold."""
     counts = np.zeros((len(indices), 4), np.int64)
-    starts = range(0, len(indices), batch_size)
-    for start in progress(starts, desc="evaluating", unit="batch"):
-        part = slice(start, start + batch_size)
-        probability = model.predict(store.images[indices[part]])
-        labels = store.labels[indices[part]]
+    for part, probability, labels in predictions(model, store, indices, batch_size):
         counts[part] = count_tiles(probability, labels, model.info.threshold)
     return counts
 
 
+def ranked(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
+    """The rows of (T, 4) counts by falling IoU, and every row's IoU.
+
+    Only tiles with buildings are ranked, or all where none has any.
+    """
+    ious = np.array([Confusion(*map(int, row)).iou for row in counts])
+    built = counts[:, 0] + counts[:, 2] > 0  # tp + fn
+    order = np.argsort(-ious, kind="stable")
+    return (order[built[order]] if built.any() else order), ious
+
+
+def example(model: Model, store: TileStore, index: int, iou: float, views: int = 1) -> Example:
+    """A tile with its truth and what the model finds in it, as a picture shows them."""
+    tile, pixels, label = store.tiles[index], np.asarray(store.images[index]), store.labels[index]
+    probability = averaged(model.predict, views)(pixels[None])[0]
+    mask = (probability >= model.info.threshold) & (label != IGNORE)
+    return Example(f"{tile.id}: IoU {iou:.2f}", pixels, label == BUILDING, mask)
+
+
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
-    model = load_model(options.model).to(choose_device(options.device))
-    folder = _run(options.model)
-    store, indices, what = _choose(options, model, folder)
-    _warn_of_learnt_tiles(folder, store, indices)
-    counts = evaluate_tiles(model, store, indices)
-    summary = summarise(counts, [store.tiles[i] for i in indices])
+    models = options.model or [None]
+    report = None if options.report is None else _report_path(options.report, options.model)
+    done = [_evaluate(model, options) for model in models]
+    if report:
+        report.parent.mkdir(parents=True, exist_ok=True)
+        write_report(done, report)
     if options.json:
-        about = {"evaluated": what, "threshold": model.info.threshold, "device": model.device}
-        print(json.dumps(about | summary, indent=2))
+        documents = [each.document() for each in done]
+        print(json.dumps(documents[0] if len(done) == 1 else documents, indent=2))
     else:
-        print(f"{what} on {model.device}, threshold {model.info.threshold:.3f}")
-        print(table(summary))
+        for each in done:
+            print(f"{each.what} on {each.device}, threshold {each.threshold:.3f}")
+            print(f"{table(each.summary)}\n{each.in_words()}")
+    if report and not options.json:
+        print(report)
+
+
+def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
+    """Score one model; with a report wanted, also picture what it does best and worst."""
+    model = load_model(path).to(choose_device(options.device))
+    folder = _run(path)
+    store, indices, what = _choose(options, model, folder)
+    learnt = _learnt_tiles(folder, store, indices)
+    if learnt:
+        print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
+    batches = predictions(model, store, indices, views=options.views)
+    pixel_size = store.pixel_size or model.info.pixel_size
+    findings = examine(batches, len(indices), model.info.threshold, pixel_size)
+    examples: dict[str, list[Example]] = {}
+    if options.report is not None:
+        order, ious = ranked(findings.pixels)
+        middle = max(0, (len(order) - SHOWN) // 2)
+        parts = {"best": order[:SHOWN], "median": order[middle:][:SHOWN], "worst": order[-SHOWN:]}
+        examples = {
+            name: [example(model, store, indices[i], ious[i], options.views) for i in part]
+            for name, part in parts.items()
+        }
+    return Evaluation(
+        name=to_path(path).name if path else "the bundled model",
+        what=what,
+        device=model.device,
+        threshold=model.info.threshold,
+        views=options.views,
+        learnt=learnt,
+        pixel_size=pixel_size,
+        findings=findings,
+        summary=findings.summary([store.tiles[i] for i in indices]),
+        examples=examples,
+    )
+
+
+def _report_path(given: str, models: list[str] | None) -> Path:
+    """Where the report goes: the file named, or report.html in the folder of the one run."""
+    if given:
+        check_folder(Path(given).parent)
+        return Path(given)
+    if not models or len(models) > 1 or not Path(models[0]).is_dir():
+        raise InputError("--report FILE was expected: there is no one run's folder to put it in")
+    return Run(models[0]).report
 
 
 def _parser() -> argparse.ArgumentParser:
     p = parser("evaluate", "Score a model: IoU, accuracy and more, beside calling all background.")
     p.add_argument(
-        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
+        "--model",
+        nargs="+",
+        metavar="RUN|FILE",
+        help="runs' folders or model files, each scored on its own; default: the bundled",
     )
     add_data(p)
     p.add_argument(
@@ -64,8 +161,22 @@ def _parser() -> argparse.ArgumentParser:
         help="score the test part of this split; default: with --data all tiles, without it "
         "the test part that the model has not been trained on",
     )
+    p.add_argument(
+        "--pixel-size",
+        type=positive,
+        metavar="M",
+        help="the data's ground resolution in metres, where the files don't say or are wrong",
+    )
+    add_views(p)
     add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")
+    p.add_argument(
+        "--report",
+        nargs="?",
+        const="",
+        metavar="FILE",
+        help="write curves, tables and pictures as one HTML file; default: report.html in the run",
+    )
     return p
 
 
@@ -92,6 +203,8 @@ def _choose(
     paths = options.data or (own and own["data"]) or default_scenes(options.cache)
     pixel_size = own["pixel_size"] if own else model.info.pixel_size
     scenes = find_scenes(paths, cache=options.cache)
+    if options.pixel_size:
+        scenes = [replace(scene, pixel_size=options.pixel_size) for scene in scenes]
     store = open_store(scenes, model.info.reading, pixel_size, options.cache)
 
     trained = model.info.trained
@@ -106,15 +219,13 @@ def _choose(
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
 
 
-def _warn_of_learnt_tiles(folder: Run | None, store: TileStore, indices: NDArray[np.intp]) -> None:
-    """Say so if the model of a run is scored on tiles that it was trained or calibrated on."""
+def _learnt_tiles(folder: Run | None, store: TileStore, indices: NDArray[np.intp]) -> int:
+    """How many of the tiles the model of a run was trained or calibrated on."""
     if folder is None or not folder.split.exists():
-        return
+        return 0
     parts = Split.load(folder.split).parts
     learnt = {*parts["train"], *parts["val"]}
-    count = sum(store.tiles[i].id in learnt for i in indices)
-    if count:
-        print(f"{count} of these {len(indices)} tiles were used in training", file=sys.stderr)
+    return sum(store.tiles[i].id in learnt for i in indices)
 
 
 if __name__ == "__main__":

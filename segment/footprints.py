@@ -10,12 +10,14 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.features import shapes
+from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
+from segment.regularise import right_angled
 
 DECIMALS = 7  # of a degree: about a centimetre
+WALL = 1.0  # metres: what is shorter is the mask's unsteady hand, not a wall
 
 
 @dataclass(frozen=True)
@@ -57,17 +59,21 @@ def polygons(
     crs: CRS,
     min_area: float = 0.0,
     simplify: float = 0.0,
+    right_angles: bool = False,
 ) -> Footprints:
     """Outline every building of a whole (H, W) mask, non-zero being building.
 
     Pixels that touch by a side belong together (4-connectivity). Outlines are simplified by
-    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; then
-    those below `min_area` m2 on the ground are dropped. Memory: the mask, plus about 100 bytes a
-    corner. Raises InputError as `require_vector` and `require_place` do.
+    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; with
+    `right_angles` they are drawn as `regularise.right_angled` does, with `simplify` metres (0: 1 m,
+    or two pixels if that is more) for its tolerance. Then those below `min_area` m2 on the ground
+    are dropped. Memory: the mask, plus about 100 bytes a corner, with right angles three times
+    that. Raises InputError as `require_vector` and `require_place` do.
     """
     require_vector()
     require_place(crs, transform, "the mask")
-    return placed(pixel_outlines(mask), mask.shape, transform, crs, min_area, simplify)
+    pixels = pixel_outlines(mask)
+    return placed(pixels, mask.shape, transform, crs, min_area, simplify, right_angles)
 
 
 def pixel_outlines(mask: NDArray[np.uint8]) -> NDArray[np.object_]:
@@ -86,16 +92,20 @@ def placed(
     crs: CRS,
     min_area: float,
     simplify: float,
+    right_angles: bool = False,
 ) -> Footprints:
     """`pixel_outlines` of a mask of (H, W), or some of them, as `polygons` describes them."""
     import pyproj
     import shapely
 
     to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
-    if simplify > 0:
+    if simplify > 0 or right_angles:
         scale = _metres_per_pixel(shape, transform, to_lonlat)
         metres = shapely.transform(pixels, lambda xy: xy * scale)
-        metres = shapely.simplify(metres, simplify, preserve_topology=True)
+        if right_angles:
+            metres = right_angled(metres, simplify or max(WALL, 2 * scale.max()))
+        else:
+            metres = shapely.simplify(metres, simplify, preserve_topology=True)
         pixels = shapely.transform(metres, lambda xy: xy / scale)
     outlines = shapely.transform(pixels, lambda xy: _apply(transform, xy))
     lonlat = shapely.transform(outlines, lambda xy: np.column_stack(to_lonlat.transform(*xy.T)))
@@ -104,6 +114,14 @@ def placed(
     area = np.array([geod.geometry_area_perimeter(polygon)[0] for polygon in lonlat], dtype=float)
     keep = area >= min_area
     return Footprints(crs.to_wkt(), outlines[keep], lonlat[keep], area[keep])
+
+
+def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
+    """Number what hangs together by the sides of its pixels, from 1 up; 0 where the mask is."""
+    found = shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
+    numbered = [(shape, number) for number, (shape, _) in enumerate(found, start=1)]
+    labels = np.zeros(mask.shape, np.int32)
+    return rasterize(numbered, out=labels) if numbered else labels
 
 
 def _metres_per_pixel(

@@ -1,6 +1,7 @@
-"""Pictures of a training run and of a mask over its photograph."""
+"""Pictures of a training run, of an evaluation, and of a mask over its photograph."""
 
-from collections.abc import Mapping, Sequence
+import io
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -11,6 +12,7 @@ from numpy.typing import NDArray
 from minicnn.files import atomic_write
 
 TINT = (255, 0, 200)  # a colour that roofs, trees, streets and pools do not have
+MISSED, FALSE = (0, 110, 255), (255, 220, 0)  # told apart by those who see no red or no green, too
 OPACITY = 0.45
 PANELS = (("accuracy", "accuracy"), ("iou", "IoU"), ("loss", "loss"))
 
@@ -42,13 +44,32 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
         FigureCanvasAgg(figure).print_png(temporary)
 
 
-def tinted(pixels: NDArray[np.uint8], mask: NDArray[np.uint8]) -> NDArray[np.uint8]:
+def tinted(
+    pixels: NDArray[np.uint8], mask: NDArray[Any], colour: tuple[int, int, int] = TINT
+) -> NDArray[np.uint8]:
     """The photograph (H, W, 3) with a translucent colour where the mask (H, W) isn't zero."""
     picture = pixels.copy()
     where = mask != 0
-    mixed = (1 - OPACITY) * pixels[where] + OPACITY * np.array(TINT)
+    mixed = (1 - OPACITY) * pixels[where] + OPACITY * np.array(colour)
     picture[where] = np.rint(mixed).astype(np.uint8)
     return picture
+
+
+def judged(example: "Example") -> NDArray[np.uint8]:
+    """The photograph with three colours: buildings that were found, missed, and false alarms."""
+    truth, predicted = example.truth != 0, example.predicted != 0
+    picture = tinted(example.pixels, truth & predicted)
+    picture = tinted(picture, truth & ~predicted, MISSED)
+    return tinted(picture, predicted & ~truth, FALSE)
+
+
+def as_jpeg(pixels: NDArray[np.uint8]) -> bytes:
+    """A picture (H, W, 3) as a JPEG file: a photograph takes a fifth of what PNG would."""
+    from matplotlib.image import imsave
+
+    file = io.BytesIO()
+    imsave(file, pixels, format="jpeg", pil_kwargs={"quality": 88})
+    return file.getvalue()
 
 
 @dataclass(frozen=True)
@@ -78,6 +99,57 @@ def examples(rows: Sequence[Example], path: str | Path) -> None:
         line[0].set_ylabel(row.name)
     with atomic_write(path) as temporary:
         FigureCanvasAgg(figure).print_png(temporary)
+
+
+def precision_recall(
+    precision: NDArray[np.float64], recall: NDArray[np.float64], threshold: float
+) -> bytes:
+    """Draw precision against recall at the thresholds k/256, one of them marked, as an SVG file."""
+    chosen = min(len(recall) - 1, round(threshold * len(recall)))
+
+    def draw(axes: Any) -> None:
+        axes.plot(recall, precision)
+        label = f"threshold {threshold:.2f}"
+        axes.plot(recall[chosen], precision[chosen], "o", color="black", label=label)
+        axes.set(xlabel="recall", ylabel="precision", title="Precision and recall of pixels")
+        axes.legend(loc="lower left")
+
+    return _square(draw)
+
+
+def reliability(
+    mean: NDArray[np.float64], share: NDArray[np.float64], pixels: NDArray[np.int64]
+) -> bytes:
+    """Draw the share of buildings against the probability given, as an SVG file.
+
+    Below, how many pixels have such a probability. On the diagonal a probability is what it says.
+    """
+
+    def draw(axes: Any) -> None:
+        axes.plot([0, 1], [0, 1], color="grey", linewidth=1, linestyle="--")
+        axes.bar(mean, pixels / max(1, pixels.sum()), 0.04, color="lightgrey", label="pixels")
+        axes.plot(mean, share, marker="o", label="buildings among them")
+        axes.set(xlabel="probability given", ylabel="share", title="Is a probability what it says?")
+        axes.legend(loc="upper left")
+
+    return _square(draw)
+
+
+def _square(draw: Callable[[Any], None]) -> bytes:
+    """An SVG file with one pair of axes, both from 0 to 1."""
+    import matplotlib
+    from matplotlib.backends.backend_svg import FigureCanvasSVG
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(5, 4.4), layout="constrained")
+    axes = figure.subplots()
+    draw(axes)
+    axes.set(xlim=(0, 1), ylim=(0, 1.02))
+    axes.grid(alpha=0.3)
+    file = io.BytesIO()
+    with matplotlib.rc_context({"svg.hashsalt": "minicnn"}):  # equal figures, equal bytes
+        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+    return file.getvalue()
 
 
 def overlay(pixels: NDArray[np.uint8], mask: NDArray[np.uint8], path: str | Path) -> None:

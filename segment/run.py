@@ -39,6 +39,7 @@ class Run:
         self.best = self.folder / "best.safetensors"
         self.last = self.folder / "last.safetensors"
         self.metrics = self.folder / "metrics.json"
+        self.report = self.folder / "report.html"
         # In the order in which one relies on another: `last` on `best`, all on `metrics`.
         self._files = [self.config, self.split, self.best, self.last, self.history, self.curves]
         self._files += [self.overlay, self.metrics]

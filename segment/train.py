@@ -22,13 +22,13 @@ from segment.cli import (
 )
 from segment.distributed import World, join
 from segment.errors import InputError
-from segment.evaluate import evaluate_tiles
-from segment.metrics import Confusion, summarise, table
+from segment.evaluate import evaluate_tiles, example, ranked
+from segment.metrics import summarise, table
 from segment.model import Model, ModelInfo, load_model
-from segment.plots import Example, examples
+from segment.plots import examples
 from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run, read_json, write_json
-from segment.scenes import BUILDING, Reading, find_scenes
+from segment.scenes import Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
 from segment.storage import to_path
 from segment.synthetic import default_scenes
@@ -280,16 +280,9 @@ def _draw_examples(
     folder: Run, store: TileStore, tiles: np.ndarray, model: Model, counts: np.ndarray
 ) -> None:
     """Draw three test tiles: those at the quartiles of IoU among the tiles with buildings."""
-    ious = np.array([Confusion(*map(int, row)).iou for row in counts])
-    built = counts[:, 0] + counts[:, 2] > 0  # tp + fn
-    order = np.argsort(-ious)
-    order = order[built[order]] if built.any() else order
-    rows = []
-    for i in order[sorted({len(order) * quarters // 4 for quarters in (1, 2, 3)})]:
-        tile, pixels = store.tiles[tiles[i]], np.asarray(store.images[tiles[i]])
-        mask = model.predict(pixels[None])[0] >= model.info.threshold
-        truth = store.labels[tiles[i]] == BUILDING
-        rows.append(Example(f"{tile.stem}: IoU {ious[i]:.2f}", pixels, truth, mask))
+    order, ious = ranked(counts)
+    chosen = order[sorted({len(order) * quarters // 4 for quarters in (1, 2, 3)})]
+    rows = [example(model, store, tiles[i], ious[i]) for i in chosen]
     examples(rows, folder.overlay)
 
 

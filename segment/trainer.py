@@ -164,7 +164,7 @@ class Trainer:
         """Train until the last epoch, or until validation IoU stops progressing."""
         with Stop() as stop, warnings.catch_warnings():
             # From any thread. What comes of them is found, and said, by `check_finite`.
-            warnings.filterwarnings("ignore", "(overflow|invalid value) encountered")
+            warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered")
             while self.epoch < self.epochs and not self.waited_enough():
                 started = time.monotonic()
                 self.train_epoch(stop)

@@ -100,10 +100,10 @@ class UNet(Layer):
 
     def _check(self, x: Array) -> None:
         _, H, W, C = x.shape
-        if C != self.in_channels or H % self.multiple or W % self.multiple:
+        if C != self.in_channels or 0 in (H, W) or H % self.multiple or W % self.multiple:
             raise ValueError(
-                f"expected images (N, H, W, {self.in_channels}) with H and W divisible by "
-                f"{self.multiple}, not {x.shape}"
+                f"expected images (N, H, W, {self.in_channels}) with H and W above 0 and divisible "
+                f"by {self.multiple}, not {x.shape}"
             )
 
     def output_shape(self, shape: Shape) -> Shape:

@@ -159,6 +159,9 @@ class Faults:
             while data := source.recv(1 << 16):
                 if counted:
                     self.bytes_down += len(data)
+                if limit == 0 and data.startswith(b"HTTP/1.1 100"):  # not the answer yet
+                    sink.sendall(data)
+                    continue
                 if len(data) > limit or limit == 0:
                     sink.sendall(data[:limit])
                     break

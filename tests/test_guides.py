@@ -14,10 +14,16 @@ from segment.synthetic import write_scenes
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "practice.md").read_text(encoding="utf-8")
 OPTIONS = defaultdict(set)
-for name, words in re.findall(
-    r"^    python -m segment\.(\w+)(.*)", GUIDE + (ROOT / "README.md").read_text("utf-8"), re.M
+for line in re.findall(
+    r"^    python -m segment\.(.*)", GUIDE + (ROOT / "README.md").read_text("utf-8"), re.M
 ):
-    OPTIONS[name] |= set(re.findall(r" (--[a-z-]+)", words.split(" #")[0]))
+    # `batch train OPTIONS -- OPTIONS`: the latter are those of `train`.
+    own, _, passed = line.split(" #")[0].partition(" -- ")
+    words = own.split()
+    command = " ".join(words[:2]) if words[0] == "batch" else words[0]
+    OPTIONS[command] |= set(re.findall(r" (--[a-z-]+)", own))
+    if passed:
+        OPTIONS[words[1]] |= set(re.findall(r"(?:^| )(--[a-z-]+)", passed))
 
 
 def run(*arguments, **options):
@@ -30,7 +36,7 @@ def run(*arguments, **options):
 
 @pytest.mark.parametrize("command", OPTIONS)
 def test_the_options_are_there(command):
-    told = run("-m", f"segment.{command}", "--help", cwd=ROOT)
+    told = run("-m", *f"segment.{command} --help".split(), cwd=ROOT)
     assert set(re.findall(r"--[a-z-]+", told)) >= OPTIONS[command]
 
 

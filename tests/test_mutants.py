@@ -268,6 +268,24 @@ MUTANTS = {
         "temporary = path\n        yield temporary\n",
         "tests/minicnn/test_files.py::test_an_error_inside_leaves_what_was[ValueError]",
     ),
+    "a view turned on, not back": Mutant(
+        "segment/views.py",
+        "-turn, axes=(1, 2)",
+        "turn, axes=(1, 2)",
+        "tests/segment/test_views.py::test_views_are_averaged_pixel_by_pixel[4]",
+    ),
+    "half a building found": Mutant(
+        "segment/findings.py",
+        "(2 * shared > area",
+        "(2 * shared >= area",
+        "tests/segment/test_findings.py::test_half_is_not_enough_and_nothing_matches_twice",
+    ),
+    "an outline drawn into its neighbour": Mutant(
+        "segment/regularise.py",
+        "if not clash.any():",
+        "if True:",
+        "tests/segment/test_regularise.py::test_nobody_is_drawn_into_a_neighbour",
+    ),
 }
 
 

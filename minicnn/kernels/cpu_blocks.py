@@ -55,7 +55,7 @@ def fits(sources: list[Map], w: np.ndarray, gamma: np.ndarray, pad: Pad) -> bool
         and sum(rows) == sum(columns) == K - 1
         and min(*rows, *columns) >= 0
         and H % OUTPUTS == W % OUTPUTS == 0
-        and bool((np.abs(gamma) > FLAT).all())
+        and not (np.abs(gamma) <= FLAT).any()
     )
 
 

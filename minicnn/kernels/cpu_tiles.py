@@ -6,7 +6,8 @@ with K - 1 more to P = K + 3 points each. A 4x4 kernel then takes 49 products fo
 
     M[i, j, tile] = V[i, j, tile] . U[i, j]        U[i, j] (C, F), P * P points.
 
-The transforms along the row are tiny matrix products, C values wide: worth it from C = 32 on.
+The transforms along the row are tiny matrix products, C values wide: worth it from C = 64 on, in
+the backward pass from 32. Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 """
 
 from collections.abc import Sequence
@@ -164,7 +165,7 @@ class Tiles:
 
     def _wide(self, channels: int, others: int) -> int:
         """Channels to take at a time: their weights fit in cache, and every thread has some."""
-        in_cache = LIMIT_BYTES * 3 // 4 // (4 * self.P**2 * others)
+        in_cache = LIMIT_BYTES * 4 // 5 // (4 * self.P**2 * others)
         return largest_divisor(channels, min(in_cache, channels // 4))
 
     def sums(self, lanes: int) -> np.ndarray:

@@ -6,7 +6,8 @@ overlap and are the rows of a matrix that needs no copy; K such matrices hold al
     M[i, x] = V[i, x : x + K] . U[i]         U[i] (K * C, F), for every point i of `cpu_toom`.
 
 With F(4, 4) down the columns that makes 7 C F products a pixel in place of 16, and no transform
-along the row: best for few channels.
+along the row: best for few channels. Products on overlapping windows of what is there, in place of
+copies of them, are the idea of Cho & Brand 2017, arXiv:1706.06873.
 """
 
 from collections.abc import Sequence

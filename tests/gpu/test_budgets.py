@@ -7,6 +7,7 @@ import pytest
 
 from minicnn.backend import staged
 from minicnn.optim import Adam
+from segment.distributed import World
 from segment.roofline import GPUS, count, largest_batch, seconds, training_bytes
 from segment.trainer import Trainer
 from segment.unet import UNet
@@ -30,6 +31,7 @@ class Steps:
             epoch=0,
             step=0,
             steps_per_epoch=1,
+            world=World(),
             sums=SimpleNamespace(add=lambda *batch: self.added.append(batch)),
         )
         self.trainer.forward = lambda *a, **k: Trainer.forward(self.trainer, *a, **k)

@@ -208,8 +208,19 @@ def test_which_path_a_block_takes(dtype, kernel, size, fast, rng):
     assert isinstance(cache, cpu_blocks.BlockCache if fast else ops.BlockCache)
 
 
+def test_a_gamma_of_zero_takes_the_readable_path(rng):
+    """The fast one divides by it."""
+    x, w = normal(rng, 1, 8, 8, 2), normal(rng, 4, 4, 2, 3)
+    b, beta, gamma = normal(rng, 3), normal(rng, 3), np.array([1, 0, -1], np.float32)
+    y, cache = cpu.conv_bn_relu(x, None, w, b, gamma, beta, None, ops.same_pad(4))
+    assert isinstance(cache, ops.BlockCache)
+    np.testing.assert_allclose(y[..., 1], max(0, beta[1]), rtol=1e-6)
+
+
 def test_few_channels_take_windows_and_many_take_tiles():
     assert isinstance(cpu_blocks.method(4, [3], 16, 256), cpu_windows.Windows)
+    assert isinstance(cpu_blocks.method(4, [32], 32, 128), cpu_windows.Windows)
+    assert isinstance(cpu_blocks.method(4, [32], 32, 128, backward=True), cpu_tiles.Tiles)
     assert isinstance(cpu_blocks.method(4, [64], 64, 64), cpu_tiles.Tiles)
 
 

@@ -1,6 +1,7 @@
 """The command's numbers against counts made by hand, and which tiles it takes."""
 
 import json
+from dataclasses import replace
 from types import SimpleNamespace
 
 import numpy as np
@@ -10,11 +11,12 @@ import rasterio
 from segment import evaluate
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles, main
-from segment.metrics import Confusion, count_tiles, summarise, table
+from segment.findings import examine
+from segment.metrics import Confusion, table
 from segment.model import ModelInfo, load_model, save_model
 from segment.run import write_json
 from segment.scenes import find_scenes
-from segment.splits import make_split
+from segment.splits import Split, make_split
 from segment.tiles import open_store
 from segment.unet import UNet
 
@@ -82,8 +84,8 @@ def counted(run, data, cache, keep):
     store = open_store(find_scenes([data]), cache=cache)
     chosen = [i for i, tile in enumerate(store.tiles) if keep(tile)]
     probability = load_model(run).predict(np.asarray(store.images[chosen]))
-    counts = count_tiles(probability, store.labels[chosen], 0.4)
-    return summarise(counts, [store.tiles[i] for i in chosen])
+    whole = [(slice(0, len(chosen)), probability, store.labels[chosen])]
+    return examine(whole, len(chosen), 0.4, None).summary([store.tiles[i] for i in chosen])
 
 
 def approx(summary):
@@ -97,6 +99,7 @@ def test_a_run_is_scored_on_its_own_test_part(tmp_path, data, run, capsys):
     expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
     assert found.pop("threshold") == 0.4 and found.pop("device") == "cpu"
     assert found.pop("evaluated") == f"the {len(test)} test tiles of the split 'scene'"
+    assert (found.pop("model"), found.pop("views")) == ("run", 1)
     assert found == approx(expected)
     assert not capsys.readouterr().err
     assert 0 < found["pooled"]["accuracy"] < 1
@@ -116,7 +119,7 @@ def test_other_data_are_scored_whole_or_by_a_split(tmp_path, data, run, capsys):
     main(given)
     found = json.loads(capsys.readouterr().out)
     assert found.pop("evaluated") == "all 12 tiles"
-    del found["threshold"], found["device"]
+    del found["threshold"], found["model"], found["views"], found["device"]
     assert found == approx(counted(run, data, tmp_path / "cache", lambda tile: True))
     main([*given, "--split", "random"])
     out, err = capsys.readouterr()
@@ -138,7 +141,61 @@ def test_without_data_a_model_file_is_scored_on_synthetic_scenes_it_has_not_seen
     head, text = capsys.readouterr().out.split("\n", 1)
     assert head == f"the {len(test)} test tiles of the split 'scene' on cpu, threshold 0.400"
     expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
-    assert text.strip() == table(expected).strip()
+    assert text.startswith(table(expected))
+    row = expected["pooled"]
+    words = f"boundary IoU {row['boundary_iou']:.3f}; of {row['objects']['true']} buildings"
+    assert text[len(table(expected)) :].strip().startswith(words)
+
+
+def test_several_models_are_scored_one_after_the_other(tmp_path, data, run, capsys):
+    cache = ["--cache", str(tmp_path / "cache"), "--json"]
+    main(["--model", str(run), str(run / "best.safetensors"), "--data", str(data), *cache])
+    first, second = json.loads(capsys.readouterr().out)
+    assert (first.pop("model"), second.pop("model")) == ("run", "best.safetensors")
+    assert first == second and first["pooled"]["tiles"] == 12
+
+
+def test_views_are_averaged_before_the_threshold(tmp_path, data, run, capsys):
+    main(["--model", str(run), "--views", "2", "--cache", str(tmp_path / "cache"), "--json"])
+    found = json.loads(capsys.readouterr().out)
+    store, test = (
+        open_store(find_scenes([data]), cache=tmp_path / "cache"),
+        Split.load(run / "split.json"),
+    )
+    images = np.asarray(store.images[test.indices(store.tiles, "test")])
+    labels = store.labels[test.indices(store.tiles, "test")]
+    predict = load_model(run).predict
+    mean = (predict(images) + predict(images[:, :, ::-1].copy())[:, :, ::-1]) / 2
+    total = sum(map(Confusion.from_masks, mean >= 0.4, labels), Confusion())
+    assert found["views"] == 2
+    assert found["pooled"]["iou"] == pytest.approx(total.iou, abs=1e-4)
+
+
+def test_a_pixel_size_that_the_files_do_not_say_is_told(tmp_path, data, run, capsys):
+    """At 0.6 m a model of 0.3 m is shown twice as many pixels along each side."""
+    model = load_model(run)
+    save_model(run / "best.safetensors", model.net, replace(model.info, pixel_size=0.3))
+    (data / "one.csv").write_text("image,mask\nimages/a1.tif,gt/a1.tif\n")
+    given = ["--model", str(run), "--data", str(data / "one.csv"), "--json"]
+    given += ["--cache", str(tmp_path / "cache")]
+    tiles = {}
+    for size in ([], ["--pixel-size", "0.3"], ["--pixel-size", "0.6"]):
+        main([*given, *size])
+        tiles[size[-1] if size else ""] = json.loads(capsys.readouterr().out)["pooled"]["tiles"]
+    assert tiles == {"": 2, "0.3": 2, "0.6": 8}
+
+
+def test_the_report_goes_into_the_run_or_where_it_is_told(tmp_path, data, run, capsys):
+    cache = ["--cache", str(tmp_path / "cache")]
+    main(["--model", str(run), *cache, "--report"])
+    assert capsys.readouterr().out.endswith(f"\n{run / 'report.html'}\n")
+    page = (run / "report.html").read_text()
+    assert page.count("data:image/jpeg") == 3 * 2 * 3  # best, median, worst; of the two test tiles
+    main(["--model", str(run), *cache, "--report", str(tmp_path / "new/x.html"), "--json"])
+    json.loads(capsys.readouterr().out)
+    assert (tmp_path / "new/x.html").read_text() == page
+    with pytest.raises(InputError, match="--report FILE was expected"):
+        main(["--model", str(run / "best.safetensors"), *cache, "--report"])
 
 
 def test_a_damaged_run_is_named(tmp_path, run):

@@ -192,6 +192,38 @@ def test_the_pixel_size_can_be_told(tmp_path, model, caplog):
     assert shapes == [(1, 208, 208, 3)] and "0.6 m" in caplog.text  # 200, padded to 16
 
 
+def test_a_slippy_name_tells_the_pixel_size_to_the_command_and_to_python(tmp_path, monkeypatch):
+    """Zoom 20 at 27.6 degrees north: 156543 m / 2^20 x cos 27.6 = 0.132 m."""
+    scene = write(tmp_path / "OAM-772750-441350-20.tif", photograph(256, 256), crs=None)
+    scene = scene.rename(tmp_path / "OAM-772750-441350-20.png")
+    shapes = []
+
+    class Watching(Redness):
+        def predict(self, pixels):
+            shapes.append(pixels.shape[1:3])
+            return super().predict(pixels)
+
+    predict_scene(Watching(), scene)
+    monkeypatch.setattr(predict, "load_model", lambda path: Watching())
+    main([str(scene), "--out", str(tmp_path / "mask.tif")])
+    assert shapes == [(128, 128)] * 2  # 256 x 0.132 / 0.3 = 113, padded to 16
+
+
+def test_views_are_averaged_window_by_window(tmp_path, model):
+    """A model that finds the left halves of its windows; with the mirrored view all is equal."""
+    scene = write(tmp_path / "scene.tif", photograph(160, 64))
+    model.predict = lambda pixels: np.broadcast_to(
+        np.arange(pixels.shape[2], dtype=np.float32)[::-1] / pixels.shape[2], pixels.shape[:3]
+    )
+    mask, _ = predict_scene(model, scene)
+    assert (mask[:, :32] == 255).all() and (mask[:, 33:] == 0).all()
+    mean = 63 / 64 / 2
+    assert (predict_scene(model, scene, threshold=mean, views=2)[0] == 255).all()
+    main([str(scene), "--out", str(tmp_path / "p.tif"), "--format", "probability", "--views", "2"])
+    with rasterio.open(tmp_path / "p.tif") as out:
+        np.testing.assert_allclose(out.read(1), mean, rtol=1e-6)
+
+
 def test_the_same_pixel_size_within_rounding_is_left_alone(tmp_path, caplog):
     scene = write(tmp_path / "scene.tif", photograph(50, 60))
     mask, _ = predict_scene(Redness(pixel_size=0.302), scene)
@@ -223,6 +255,21 @@ def test_outlines(tmp_path, model):
     assert areas == pytest.approx([9, 900], rel=2e-3)  # the grid's own scale is 0.9996
     meta, _, geometry, _ = pyogrio.raw.read(tmp_path / "big.gpkg")
     assert len(geometry) == 1 and meta["crs"] == "EPSG:32645"
+
+
+def test_right_angles_clean_an_outline(tmp_path, model):
+    pytest.importorskip("pyogrio")
+    pixels = np.zeros((3, 200, 300), np.uint8)
+    pixels[0, 10:110, 20:120] = 255
+    pixels[0, 50:60, 118:122] = 0  # a notch of 0.6 m
+    pixels[0, 70:80, 118:122] = 255  # and a bump
+    scene = write(tmp_path / "scene.tif", pixels)
+    corners = {}
+    for wish in ([], ["--right-angles"], ["--right-angles", "--simplify", "0.5"]):
+        main([str(scene), "--out", str(tmp_path / "a.geojson"), *wish])
+        (feature,) = json.loads((tmp_path / "a.geojson").read_text())["features"]
+        corners[" ".join(wish)] = len(feature["geometry"]["coordinates"][0]) - 1
+    assert corners == {"": 12, "--right-angles": 4, "--right-angles --simplify 0.5": 12}
 
 
 def test_outlines_need_a_place_and_say_so_before_the_work(tmp_path, model):
@@ -289,7 +336,13 @@ def test_a_scene_that_breaks_off_leaves_nothing(tmp_path, model, form, name):
 
 @pytest.mark.parametrize(
     "arguments",
-    [["--threshold", "1.5"], ["--pixel-size", "0"], ["--format", "jpg"], ["--device", "tpu"]],
+    [
+        ["--threshold", "1.5"],
+        ["--pixel-size", "0"],
+        ["--format", "jpg"],
+        ["--device", "tpu"],
+        ["--views", "3"],
+    ],
 )
 def test_bad_options_exit_with_2(tmp_path, arguments, capsys):
     with pytest.raises(SystemExit) as caught:

@@ -56,7 +56,7 @@ def start(program, *arguments, **environment):
 
 
 def finish(process, code=0):
-    out, err = process.communicate(timeout=120)
+    out, err = process.communicate(timeout=280)
     assert process.returncode == code, err
     return out, err
 
@@ -98,7 +98,7 @@ def test_training_from_s3_to_s3(there, scenes, bucket, tmp_path):
 
 
 @pytest.mark.slow
-@pytest.mark.timeout(400)
+@pytest.mark.timeout(900)
 def test_a_run_goes_on_on_another_machine(there, scenes, bucket, tmp_path):
     """SIGTERM in the middle; the next process has an empty disk; the bits are those of one run."""
     finish(train(scenes, tmp_path / "run"))
@@ -108,7 +108,7 @@ def test_a_run_goes_on_on_another_machine(there, scenes, bucket, tmp_path):
         while not (line := process.stdout.readline()).startswith("epoch "):
             assert line or process.poll() is None
         process.send_signal(signal.SIGTERM)
-        err = process.communicate(timeout=120)[1]
+        err = process.communicate(timeout=280)[1]
         if process.returncode == 0:
             break
         assert process.returncode == 143 and f"--out {bucket}run --resume" in err
@@ -117,6 +117,7 @@ def test_a_run_goes_on_on_another_machine(there, scenes, bucket, tmp_path):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(900)
 def test_a_training_bears_a_bad_network(there, scenes, bucket, faults, tmp_path):
     """Connections break and the server is busy all along; the run is the same."""
     finish(train(scenes, tmp_path / "run"))

@@ -28,6 +28,7 @@ class Edgy:
     """A model that sees its window's edges: a window elsewhere would give another mask."""
 
     net = SimpleNamespace(multiple=16)
+    device = "cpu"
 
     def __init__(self, pixel_size=0.3):
         self.info = ModelInfo(pixel_size=pixel_size, threshold=0.3)

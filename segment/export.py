@@ -1,0 +1,148 @@
+"""A trained model as an ONNX file, for systems that know nothing of us: `python -m segment.export`.
+
+The graph is the whole way from pixels to probabilities, so that nobody scales them wrongly: the
+input `pixels` is (N, H, W, 3), 8-bit RGB, H and W divisible by 16; the output `probability` is
+(N, H, W) float32. Threshold, pixel size and the rest are in the file's metadata_props.
+"""
+
+import argparse
+import json
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from minicnn.backend import Array
+from minicnn.files import atomic_write
+from minicnn.layers import EPS, ConvBlock
+from minicnn.ops import Pad, pads
+from segment.cli import check_folder, parser, run
+from segment.errors import InputError
+from segment.model import MEAN, SCALE, Model, load_model
+
+OPSET, IR_VERSION = 17, 8  # of 2022: what runtimes in the field can read
+
+
+class Graph:
+    """ONNX nodes and weights in the making; every method adds a node and returns its output."""
+
+    def __init__(self) -> None:
+        self.nodes: list[Any] = []
+        self.weights: list[Any] = []
+
+    def constant(self, values: NDArray[Any]) -> str:
+        from onnx import numpy_helper
+
+        name = f"w{len(self.weights)}"
+        self.weights.append(numpy_helper.from_array(np.ascontiguousarray(values), name))
+        return name
+
+    def add(self, kind: str, *inputs: str, **attributes: Any) -> str:
+        from onnx import helper
+
+        name = f"{kind.lower()}{len(self.nodes)}"
+        self.nodes.append(helper.make_node(kind, inputs, [name], name, **attributes))
+        return name
+
+    def convolution(
+        self, kind: str, x: str, w: Array, b: Array, stride: int = 1, pad: Pad = 0
+    ) -> str:
+        """Conv or ConvTranspose. Both want the side that x is on last but K x K: (F, C, K, K) and
+        (C, F, K, K), which is the same transposition of (K, K, C, F) and of (K, K, F, C)."""
+        (top, bottom), (left, right) = pads(pad)
+        weights = self.constant(w.transpose(3, 2, 0, 1)), self.constant(b)
+        sides = {"strides": [stride, stride], "pads": [top, left, bottom, right]}
+        return self.add(kind, x, *weights, **sides)
+
+    def block(self, x: str, block: ConvBlock) -> str:
+        """relu(batch_norm(conv2d(x))), the normalisation folded into the weights."""
+        p, s = block.params, block.state
+        scale = p["gamma"] / np.sqrt(s["var"] + EPS)
+        shift = (p["b"] - s["mean"]) * scale + p["beta"]
+        return self.add("Relu", self.convolution("Conv", x, p["w"] * scale, shift, 1, block.pad))
+
+
+def onnx_model(model: Model) -> Any:
+    """The model as an onnx.ModelProto; it repeats `Model.predict`, and `UNet.predict` within."""
+    from onnx import TensorProto, checker, helper
+
+    net, graph = model.net, Graph()
+    x = graph.add("Cast", "pixels", to=TensorProto.FLOAT)
+    x = graph.add("Sub", x, graph.constant(np.array(MEAN, np.float32)))
+    x = graph.add("Div", x, graph.constant(np.array(SCALE, np.float32)))
+    x = graph.add("Transpose", x, perm=[0, 3, 1, 2])  # (N, H, W, 3) -> (N, 3, H, W)
+    skips = []
+    for level, blocks in enumerate(net.encoder):
+        if level > 0:
+            skips.append(x)
+            x = graph.add("MaxPool", x, kernel_shape=[2, 2], strides=[2, 2])
+        for block in blocks:
+            x = graph.block(x, block)
+    for up, blocks in reversed(list(zip(net.ups, net.decoder, strict=True))):
+        w, b = up.params["w"], up.params["b"]
+        x = graph.convolution("ConvTranspose", x, w, b, up.stride, up.crop)
+        x = graph.add("Concat", x, skips.pop(), axis=1)
+        for block in blocks:
+            x = graph.block(x, block)
+    x = graph.convolution("Conv", x, net.head.params["w"], net.head.params["b"])
+    x = graph.add("Sigmoid", x)
+    one = graph.constant(np.array([1]))
+    graph.nodes.append(helper.make_node("Squeeze", [x, one], ["probability"]))  # -> (N, H, W)
+
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", "H", "W", 3])
+    found = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", "H", "W"])
+    made = helper.make_model(
+        helper.make_graph(graph.nodes, "buildings", [pixels], [found], graph.weights),
+        opset_imports=[helper.make_opsetid("", OPSET)],
+        ir_version=IR_VERSION,
+        producer_name="minicnn",
+        producer_version=model.info.version,
+        doc_string=__doc__,
+    )
+    helper.set_model_props(made, metadata(model))
+    checker.check_model(made, full_check=True)
+    return made
+
+
+def metadata(model: Model) -> dict[str, str]:
+    """What a user of the file must know, as texts; what isn't known is left out."""
+    info = model.info
+    known = {
+        "threshold": info.threshold,
+        "pixel_size": info.pixel_size,  # metres on the ground
+        "multiple": model.net.multiple,  # of which H and W must be one
+        "bands": info.reading.bands,
+        "value_range": info.reading.value_range,  # what becomes 0 and 255
+        "trained": info.trained,
+    }
+    return {name: json.dumps(value) for name, value in known.items() if value is not None}
+
+
+def main(arguments: list[str]) -> None:
+    options = _parser().parse_args(arguments)
+    try:
+        import onnx  # noqa: F401
+    except ImportError:
+        raise InputError("an export needs the package onnx: pip install minicnn[onnx]") from None
+    out = Path(options.out)
+    check_folder(out.parent)
+    made = onnx_model(load_model(options.model))
+    out.parent.mkdir(parents=True, exist_ok=True)
+    with atomic_write(out) as temporary:
+        temporary.write_bytes(made.SerializeToString())
+    print(out)
+
+
+def _parser() -> argparse.ArgumentParser:
+    p = parser("export", "Write a model for other systems: from 8-bit RGB to probabilities.")
+    p.add_argument(
+        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
+    )
+    p.add_argument("--format", choices=("onnx",), default="onnx", help="default: onnx")
+    p.add_argument("--out", required=True, metavar="FILE", help="the file to write")
+    return p
+
+
+if __name__ == "__main__":
+    run(main)

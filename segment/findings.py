@@ -1,0 +1,191 @@
+"""What a model gets right and wrong on tiles, in one pass: pixels, outlines, whole buildings.
+
+Every tile is looked at by itself, so a roof that a tile's edge cuts is two, and touching roofs are
+one. Pixels without a label are background in truth and prediction alike, and count nowhere.
+"""
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.footprints import components
+from segment.metrics import BINS, Confusion, count_tiles, histogram, summarise
+from segment.scenes import BUILDING, IGNORE
+from segment.tiles import Tile
+
+BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches
+SIZES = (0, 50, 100, 200, 500, 1000)  # m2 (or pixels): where the classes of buildings begin
+CLASSES = 16  # of probability, in which it is held against what is there
+
+Batch = tuple[slice, NDArray[np.float32], NDArray[np.uint8]]
+
+
+@dataclass
+class Findings:
+    """Counts of T tiles; besides a few numbers a tile, nothing grows with T.
+
+    pixels (T, 4): tp, fp, fn, tn; boundary (T, 2): intersection and union; objects (T, 3): true,
+    predicted, matched; histogram (2, 256) as `metrics.histogram` has it; sizes (S, 6): by class
+    of area, true buildings, found ones, their pixels, pixels hit, predicted ones, right ones.
+    """
+
+    pixels: NDArray[np.int64]
+    boundary: NDArray[np.int64]
+    objects: NDArray[np.int64]
+    histogram: NDArray[np.int64]
+    sizes: NDArray[np.int64]
+
+    def summary(self, tiles: Sequence[Tile]) -> dict[str, Any]:
+        """`metrics.summarise`, its pooled rows (all tiles, cities, scenes) with more scores:
+        "boundary_iou" and, of buildings, "found" (recall), "right" (precision) and their "f1"."""
+        scored = summarise(self.pixels, tiles)
+        city = np.array([tile.city for tile in tiles])
+        scene = np.array([f"{tile.city}/{tile.scene}" for tile in tiles])
+        self._add_scores(scored["pooled"], np.full(len(tiles), True))
+        for rows, names in (("cities", city), ("scenes", scene)):
+            for name, row in scored[rows].items():
+                self._add_scores(row, names == name)
+        return scored
+
+    def _add_scores(self, row: dict[str, Any], where: NDArray[np.bool_]) -> None:
+        shared, union = self.boundary[where].sum(axis=0)
+        row["boundary_iou"] = float(shared / union) if union else 1.0
+        row["objects"] = object_scores(*self.objects[where].sum(axis=0))
+
+
+def object_scores(true: int, predicted: int, matched: int) -> dict[str, Any]:
+    """How many buildings were found, and how many of the predicted ones are right."""
+    count = Confusion(tp=int(matched), fp=int(predicted - matched), fn=int(true - matched))
+    scores = {"found": count.recall, "right": count.precision, "f1": count.f1}
+    return {"true": int(true), "predicted": int(predicted)} | scores
+
+
+def examine(
+    batches: Iterable[Batch], count: int, threshold: float, pixel_size: float | None
+) -> Findings:
+    """Findings over `count` tiles, from (slice of tiles, probabilities, labels) batch by batch.
+
+    pixel_size in metres gives areas in m2; None leaves them in pixels.
+    """
+    shapes = (count, 4), (count, 2), (count, 3), (2, BINS), (len(SIZES), 6)
+    found = Findings(*(np.zeros(shape, np.int64) for shape in shapes))
+    for part, probability, labels in batches:
+        found.pixels[part] = count_tiles(probability, labels, threshold)
+        found.histogram += histogram(probability, labels)
+        predicted = (probability >= threshold) & (labels != IGNORE)
+        truth = labels == BUILDING
+        distance = boundary_distance(*labels.shape[1:])
+        found.boundary[part] = boundary_counts(predicted, truth, labels != IGNORE, distance)
+        for index, (p, t) in enumerate(zip(predicted, truth, strict=True), part.start):
+            found.objects[index], sizes = match_objects(p, t, (pixel_size or 1.0) ** 2)
+            found.sizes += sizes
+    return found
+
+
+# ---------------------------------------------------------------- outlines
+
+
+def boundary_counts(
+    predicted: NDArray[np.bool_],
+    truth: NDArray[np.bool_],
+    labelled: NDArray[np.bool_],
+    distance: int,
+) -> NDArray[np.int64]:
+    """Pixels in both and in either boundary region: three (N, H, W) masks -> (N, 2).
+
+    Boundary IoU = |(T_d & T) & (P_d & P)| / |(T_d & T) | (P_d & P)|, T_d being the pixels within
+    `distance` of the outline of T: masks are compared by their inner rims (Cheng, Girshick,
+    Dollár, Berg, Kirillov 2021, arXiv:2103.16562). As in their code the distance is measured in
+    whole rings of neighbours, and the image's edge is an outline, too.
+    """
+    rims = [mask & ~eroded(mask, distance) & labelled for mask in (predicted, truth)]
+    shared, either = rims[0] & rims[1], rims[0] | rims[1]
+    return np.stack([region.sum(axis=(1, 2)) for region in (shared, either)], axis=1)
+
+
+def boundary_distance(H: int, W: int) -> int:
+    """The distance that boundary IoU is defined with: 2 % of the diagonal of H x W pixels."""
+    return max(1, round(BOUNDARY * math.hypot(H, W)))
+
+
+def eroded(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
+    """What of (N, H, W) masks is left where all pixels within `distance`, in the square of
+    2 distance + 1, are in the mask; outside of the image none is."""
+    side = 2 * distance + 1
+    for axis in (1, 2):
+        pads = [(0, 0)] * 3
+        pads[axis] = (distance + 1, distance)
+        total = np.moveaxis(np.pad(mask, pads).cumsum(axis, dtype=np.int32), axis, 0)
+        mask = np.moveaxis(total[side:] - total[:-side] == side, 0, axis)
+    return mask
+
+
+# ---------------------------------------------------------------- buildings
+
+
+def match_objects(
+    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], pixel_area: float
+) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
+    """Count whole buildings of one tile: (true, predicted, matched), and (S, 6) as in `Findings`.
+
+    Two match if their IoU is above one half; nothing can then match twice (Kirillov et al. 2019,
+    arXiv:1801.00868). A building is what hangs together by the sides of its pixels.
+    """
+    a, b = components(truth), components(predicted)
+    area_a, area_b = np.bincount(a.ravel()), np.bincount(b.ravel())
+    pairs, shared = np.unique(a.astype(np.int64) * len(area_b) + b, return_counts=True)
+    i, j = np.divmod(pairs, len(area_b))  # 0 is no building
+    match = (i > 0) & (j > 0) & (2 * shared > area_a[i] + area_b[j] - shared)
+    found, right = np.zeros_like(area_a), np.zeros_like(area_b)
+    found[i[match]] = right[j[match]] = 1
+    hit = np.bincount(a[predicted], minlength=len(area_a))
+    sizes = [
+        *_by_size(area_a * pixel_area, np.ones_like(area_a), found, area_a, hit),
+        *_by_size(area_b * pixel_area, np.ones_like(area_b), right),
+    ]
+    return np.array([len(area_a) - 1, len(area_b) - 1, match.sum()]), np.stack(sizes, axis=1)
+
+
+def _by_size(area: NDArray[Any], *values: NDArray[np.int64]) -> list[NDArray[np.int64]]:
+    """The sum of each of `values` over the objects of a class of area; entry 0 is no object."""
+    kind = np.digitize(area[1:], SIZES[1:])
+    return [np.bincount(kind, value[1:], len(SIZES)).astype(np.int64) for value in values]
+
+
+# ---------------------------------------------------------------- curves
+
+
+def precision_recall(counts: NDArray[np.int64]) -> tuple[NDArray[np.float64], NDArray[np.float64]]:
+    """Precision and recall at the thresholds 0/256 ... 255/256, from a `histogram`.
+
+    Where nothing is at or above a threshold, its precision is NaN: there is none.
+    """
+    fp, tp = counts[:, ::-1].cumsum(axis=1)[:, ::-1]
+    with np.errstate(invalid="ignore"):
+        return tp / (tp + fp), tp / tp[0]
+
+
+def reliability(counts: NDArray[np.int64]) -> tuple[NDArray[Any], NDArray[Any], NDArray[Any]]:
+    """How far a probability can be believed, in sixteen classes of it, from a `histogram`.
+
+    Returns, of each class, the mean probability, the share of pixels that are buildings (NaN both
+    where there is no pixel), and the number of pixels. Probabilities are known to 1/512.
+    """
+    centre = (np.arange(BINS) + 0.5) / BINS
+    pixels, mass = (
+        values.reshape(CLASSES, -1).sum(axis=1)
+        for values in (counts.sum(axis=0), counts.sum(axis=0) * centre)
+    )
+    building = counts[1].reshape(CLASSES, -1).sum(axis=1)
+    with np.errstate(invalid="ignore"):
+        return mass / pixels, building / pixels, pixels
+
+
+def calibration_error(counts: NDArray[np.int64]) -> float:
+    """The expected calibration error: |probability - share| of the classes, mean over pixels."""
+    mean, share, pixels = reliability(counts)
+    return float(np.nansum(abs(mean - share) * pixels) / pixels.sum())
