@@ -1,5 +1,8 @@
 """The same U-Net in PyTorch, in float32 and the memory layout that suits its CPU kernels best."""
 
+import re
+
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import nn
@@ -39,6 +42,33 @@ class UNet(nn.Module):
         for up, pair in reversed(list(zip(self.ups, self.decoder, strict=True))):
             x = pair(torch.cat([up(x), skips.pop()], 1))
         return self.head(x)
+
+
+def name_here(name: str) -> str:
+    """What minicnn calls `encoder0.1.gamma` is `encoder.0.1.norm.weight` in the net above."""
+    layer, _, array = name.rpartition(".")
+    words = {"w": "weight", "b": "bias", "gamma": "norm.weight", "beta": "norm.bias"}
+    words |= {"mean": "norm.running_mean", "var": "norm.running_var"}
+    for part in ("encoder", "decoder", "up"):
+        layer = re.sub(rf"^{part}(\d)", rf"{part}{'s' * (part == 'up')}.\1", layer)
+    in_block = layer.startswith(("encoder", "decoder")) and array in "wb"
+    return f"{layer}.{'conv.' * in_block}{words[array]}"
+
+
+def copy_in(net: UNet, arrays: dict[str, np.ndarray]) -> None:
+    """Give the net a minicnn U-Net's arrays; weights (K, K, C, F) become (F, C, K, K)."""
+    state = net.state_dict()
+    for name, array in arrays.items():
+        turned = array.transpose(3, 2, 0, 1) if array.ndim == 4 else array
+        state[name_here(name)].copy_(torch.tensor(np.ascontiguousarray(turned)))
+
+
+def copy_out(net: UNet, arrays: dict[str, np.ndarray]) -> None:
+    """Overwrite a minicnn U-Net's arrays with the net's."""
+    state = net.state_dict()
+    for name, array in arrays.items():
+        theirs = state[name_here(name)].numpy()
+        array[...] = theirs.transpose(2, 3, 1, 0) if array.ndim == 4 else theirs
 
 
 class Net:

@@ -1,11 +1,17 @@
 """Optimisers, learning-rate schedules and gradient clipping."""
 
 import math
+from copy import deepcopy
+from functools import partial
+from typing import Generic, TypeVar
 
 import numpy as np
 
 from minicnn.backend import Array, array_module, kernels_for
+from minicnn.checkpoint import net_arrays
 from minicnn.layers import Layer
+
+Net = TypeVar("Net", bound=Layer)
 
 
 class Optimizer:
@@ -133,6 +139,30 @@ class AdamW(Adam):
 
     def _decays(self) -> tuple[float, float]:
         return 0.0, self.lr * self.weight_decay
+
+
+class Average(Generic[Net]):
+    """A net like the one that is trained, whose every array is the running average of that one's.
+
+    a += (1 - d) (p - a), with d = min(decay, t / (9 + t)) at update t, so that the start is soon
+    forgotten. The average is better than the net at any moment, as if the learning rate had come
+    down (Polyak & Juditsky 1992, https://doi.org/10.1137/0330046). The running statistics of batch
+    norm are averaged as well.
+    """
+
+    def __init__(self, net: Net, decay: float = 0.999) -> None:
+        self.net, self.trained, self.decay = deepcopy(net), net, decay
+
+    def update(self, t: int) -> None:
+        """Take note of the net's arrays after its update number t, from 1."""
+        share = 1 - min(self.decay, t / (9 + t))
+        new = net_arrays(self.trained)
+        for name, a in net_arrays(self.net).items():
+            kernels_for(a).in_pieces(partial(_approach, share), a, new[name])
+
+
+def _approach(share: float, a: Array, p: Array) -> None:
+    a += share * (p - a)
 
 
 def clip_gradients(net: Layer, max_norm: float) -> float:

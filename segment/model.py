@@ -14,7 +14,7 @@ from segment.scenes import Reading
 from segment.storage import AnyPath, local, to_path
 from segment.unet import UNet
 
-BUNDLED = Path(__file__).parent / "weights" / "synthetic.safetensors"
+BUNDLED = Path(__file__).parent / "weights" / "buildings.safetensors"
 BEST = "best.safetensors"
 MEAN, SCALE = 127.5, 64.0
 

@@ -23,7 +23,6 @@ from pathlib import Path
 
 import numpy as np
 from numpy.typing import NDArray
-from rasterio.io import DatasetReader
 from rasterio.windows import Window
 
 from minicnn.files import atomic_write
@@ -261,31 +260,28 @@ def _cut(
 ) -> Iterator[tuple[Tile, NDArray[np.uint8], NDArray[np.uint8]]]:
     """Each tile of a scene with an image and a label; those without a valid pixel are left out."""
     with open_raster(scene.image) as dataset:
-        height, width = working_shape(dataset, scene.pixel_size, pixel_size)
-        if min(height, width) < TILE:
-            raise InputError(_too_small(scene, dataset, (height, width), pixel_size))
-        label = _resized(read_label(scene, dataset), (height, width))
-        step = TILE * dataset.height / height  # source rows of a row of tiles
+        shape = working_shape(dataset, scene.pixel_size, pixel_size)
+        height, width = max(shape[0], TILE), max(shape[1], TILE)
+        label = _padded(_resized(read_label(scene, dataset), shape), (height, width))
+        step = TILE * dataset.height / shape[0]  # source rows of a row of tiles
+        across = width * dataset.width / shape[1]
         columns = [col for _, col in tile_grid(TILE, width)]
         for number in range(height // TILE):
             row = number * TILE
-            band = Window(0, number * step, dataset.width, step)
+            band = Window(0, number * step, across, step)
             pixels, valid = read_pixels(dataset, reading, band, (TILE, width))
             marked = np.where(valid, label[row : row + TILE], IGNORE)
             for col in columns:
-                across = slice(col, col + TILE)
-                if (marked[:, across] != IGNORE).any():
+                inside = slice(col, col + TILE)
+                if (marked[:, inside] != IGNORE).any():
                     tile = Tile(scene.scene, scene.city, scene.stem, row, col)
-                    yield tile, pixels[:, across], marked[:, across]
+                    yield tile, pixels[:, inside], marked[:, inside]
 
 
-def _too_small(
-    scene: Scene, dataset: DatasetReader, shape: tuple[int, int], pixel_size: float | None
-) -> str:
-    text = f"{scene.image} is {dataset.width} x {dataset.height} pixels"
-    if shape != dataset.shape:
-        text += f", {shape[1]} x {shape[0]} at {pixel_size:g} m"
-    return f"{text}: smaller than a tile of {TILE} x {TILE}"
+def _padded(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """The label of a scene that is smaller than a tile: what lies outside it is ignored."""
+    rows, cols = (new - old for new, old in zip(shape, label.shape, strict=True))
+    return np.pad(label, ((0, rows), (0, cols)), constant_values=IGNORE)
 
 
 def _resized(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:

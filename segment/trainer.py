@@ -9,16 +9,17 @@ import shlex
 import signal
 import time
 import warnings
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass, field, replace
 from typing import Any
 
 import numpy as np
+from numpy.typing import NDArray
 
 from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
-from minicnn.optim import Adam, Cosine
+from minicnn.optim import Adam, Average, Cosine
 from segment.augment import augment
 from segment.cli import Terminated, progress
 from segment.distributed import World
@@ -100,6 +101,17 @@ class Stop:
         self.__exit__()
 
 
+def visits(cities: Sequence[str]) -> NDArray[np.float64]:
+    """How often an epoch shows each tile, given the tiles' cities; 1 on average.
+
+    A city of n tiles gets a share of the epoch in proportion to the root of n: a large one does
+    not drown the small ones, and a small one is not learnt by heart.
+    """
+    _, city, sizes = np.unique(cities, return_inverse=True, return_counts=True)
+    shares = np.sqrt(sizes) / np.sqrt(sizes).sum()
+    return (len(cities) * shares / sizes)[city]
+
+
 class Trainer:
     """A net, its optimiser and how far they have come; `fit` takes them to the end."""
 
@@ -130,11 +142,14 @@ class Trainer:
                 f"a batch of {self.batch_size} tiles can't be shared by {self.world.count} ranks: "
                 "choose a --batch-size that divides by their number"
             )
+        self.visits = visits([store.tiles[i].city for i in parts["train"]])
         self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
-        net.to(device)
-        self.world.broadcast(net_arrays(net).values())
+        self.average = Average(net)
+        for each in (net, self.average.net):
+            each.to(device)
+            self.world.broadcast(net_arrays(each).values())
         if not local_batch_norm:
             net.synchronise(self.world)
         self.optimizer = Adam(net, lr)
@@ -192,8 +207,13 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[np.ndarray]:
-        """This epoch's batches from `step` on: all tiles in random order, all batches full."""
-        order = np.random.default_rng((self.seed, self.epoch)).permutation(self.parts["train"])
+        """This epoch's batches from `step` on, in random order, all of them full.
+
+        A tile comes up `visits` times: the whole part of it for sure, the rest by chance.
+        """
+        rng = np.random.default_rng((self.seed, self.epoch))
+        times = np.floor(self.visits + rng.random(len(self.visits))).astype(int)
+        order = rng.permutation(np.repeat(self.parts["train"], times))
         order = np.resize(order, self.steps_per_epoch * self.batch_size)  # the end from the start
         for step in range(self.step, self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
@@ -218,16 +238,21 @@ class Trainer:
         self.world.merge(self.net)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
         self.optimizer.step()
+        self.average.update(self.optimizer.steps)
         self.sums.add(loss, self.batch_size, pixels)
 
     def forward(
         self, images: Array, labels: Array, training: bool
     ) -> tuple[Array, Array, Array, Array]:
         """This rank's logits, the loss over all ranks, its gradient for these logits, and the
-        pixels right and wrong at p = 0.5 over all ranks."""
+        pixels right and wrong at p = 0.5 over all ranks.
+
+        The net itself is trained; what is validated is its average.
+        """
         x, labels = normalise(images), labels[..., None]
         truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
-        logits = self.net.forward(x, training=True) if training else self.net.predict(x)
+        net = self.net if training else self.average.net
+        logits = net.forward(x, training=True) if training else net.predict(x)
         loss, dlogits = LOSS(logits, truth, valid=valid, ranks=self.world)
         return logits, loss, dlogits, self.world.sum(_confusion(logits, labels))
 
@@ -271,7 +296,7 @@ class Trainer:
         if self.best_epoch() == self.epoch:
             trained = {**self.info.trained, "epoch": self.epoch, "val_iou": row["val_iou"]}
             info = replace(self.info, threshold=threshold, trained=trained)
-            save_model(self.run.best, self.net, info)
+            save_model(self.run.best, self.average.net, info)
         self.save()
         write_history(self.run.history, self.history)
         curves(self.history, self.run.curves)
@@ -316,6 +341,7 @@ class Trainer:
             self.check_finite(loss)
         self.check_finite(sum(float(p.sum()) for p in self.net.parameters().values()))
         arrays = {f"net.{name}": array for name, array in net_arrays(self.net).items()}
+        arrays |= {f"average.{name}": a for name, a in net_arrays(self.average.net).items()}
         arrays |= {f"optimizer.{name}": a for name, a in self.optimizer.state().items()}
         about = {
             "epoch": self.epoch,
@@ -336,12 +362,20 @@ class Trainer:
             raise InputError(
                 f"{self.run.last}: the run was trained on other data than is given now"
             )
-        net = {name[4:]: array for name, array in arrays.items() if name.startswith("net.")}
-        load_net(self.net, net, self.run.last)
-        state = {n[10:]: a for n, a in arrays.items() if n.startswith("optimizer.")}
-        self.optimizer.load_state(state)
+        load_net(self.net, _under("net.", arrays), self.run.last)
+        load_net(self.average.net, _under("average.", arrays), self.run.last)
+        self.optimizer.load_state(_under("optimizer.", arrays))
         self.epoch, self.step, self.history = about["epoch"], about["step"], about["history"]
         self.sums = Sums(about["loss"], about["tiles"], Confusion(**about["pixels"]))
+
+
+def _under(prefix: str, arrays: dict[str, np.ndarray]) -> dict[str, np.ndarray]:
+    """The arrays whose names begin with a prefix, without it."""
+    return {
+        name.removeprefix(prefix): array
+        for name, array in arrays.items()
+        if name.startswith(prefix)
+    }
 
 
 def _confusion(logits: Array, labels: Array) -> Array:

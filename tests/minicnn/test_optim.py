@@ -124,3 +124,19 @@ def test_plateau_by_hand():
         schedule.observe(score)
         rates.append(schedule.at(len(rates)))
     np.testing.assert_allclose(rates, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01])
+
+
+def test_an_average_follows_the_net_as_the_formula_says(rng):
+    net = small_net()
+    average = optim.Average(net, decay=0.7)
+    expected = {name: a.astype(float) for name, a in mc.checkpoint.net_arrays(net).items()}
+    for t in range(1, 40):  # 39 / 48 is above the decay
+        for array in mc.checkpoint.net_arrays(net).values():
+            array += rng.standard_normal(array.shape).astype(np.float32)
+        average.update(t)
+        d = min(0.7, t / (9 + t))
+        for name, array in mc.checkpoint.net_arrays(net).items():
+            expected[name] = d * expected[name] + (1 - d) * array
+    for name, array in mc.checkpoint.net_arrays(average.net).items():
+        np.testing.assert_allclose(array, expected[name], rtol=1e-4, atol=1e-5)
+        assert not np.shares_memory(array, mc.checkpoint.net_arrays(net)[name])

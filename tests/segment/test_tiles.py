@@ -16,7 +16,7 @@ from pictures import UTM, mask, photograph, write_pair, write_picture
 
 from segment import tiles
 from segment.errors import InputError
-from segment.scenes import Reading, find_scenes
+from segment.scenes import Reading, find_scenes, open_raster, read_pixels
 from segment.tiles import TILE, default_cache, open_store, tile_grid
 
 BUILD = """
@@ -107,13 +107,24 @@ def test_invalid_ground_is_ignored_and_empty_tiles_are_dropped(tmp_path):
         open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
 
 
+@pytest.mark.parametrize("pixel_size", [0.3, 0.6])
+def test_a_scene_smaller_than_a_tile_is_one_whose_rest_is_ignored(tmp_path, pixel_size):
+    write_pair(tmp_path, "a1", 200, 240, **UTM)
+    scenes = find_scenes([tmp_path])
+    store = open_store(scenes, pixel_size=pixel_size, cache=tmp_path / "cache")
+    height, width = round(200 * 0.3 / pixel_size), round(240 * 0.3 / pixel_size)
+    assert [(tile.row, tile.col) for tile in store.tiles] == [(0, 0)]
+    inside = np.zeros((256, 256), bool)
+    inside[:height, :width] = True
+    assert (store.labels[0][~inside] == 255).all() and (store.images[0][~inside] == 0).all()
+    assert (store.labels[0][inside] != 255).all()
+    with open_raster(scenes[0].image) as dataset:
+        pixels, _ = read_pixels(dataset, shape=(height, width))
+    assert (store.images[0, :height, :width] == pixels).all()
+
+
 def test_what_cannot_be_cut_is_refused(tmp_path):
-    write_pair(tmp_path, "a1", 256, 255, **UTM)
-    with pytest.raises(InputError, match=r"a1\.tif is 255 x 256 pixels: smaller than a tile"):
-        open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
-    write_pair(tmp_path, "a1", 300, 300, **UTM)
-    with pytest.raises(InputError, match=r"a1\.tif.*150 x 150 at 0.6 m"):
-        open_store(find_scenes([tmp_path]), pixel_size=0.6, cache=tmp_path / "cache")
+    write_pair(tmp_path, "a1", 256, 256, **UTM)
     with pytest.raises(InputError, match=r"a1\.tif has no mask"):
         open_store(find_scenes([tmp_path], labelled=False), cache=tmp_path / "cache")
     (tmp_path / "file").touch()

@@ -19,6 +19,7 @@ from minicnn.optim import Adam
 from segment.metrics import Confusion
 from segment.model import normalise
 from segment.synthetic import draw_scene, write_scenes
+from segment.trainer import visits
 from segment.unet import UNet
 
 ROOT = Path(__file__).parents[2]
@@ -229,6 +230,14 @@ def test_no_data_is_one_clear_line(tmp_path):
 
 
 @pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of INRIA are not beside the project")
+def test_small_cities_come_up_more_often_but_not_as_often_as_large_ones():
+    """By the root of their size: 900 and 100 tiles share an epoch as 3 to 1."""
+    times = visits(["large"] * 900 + ["small"] * 100)
+    assert times[:900].sum() == pytest.approx(750) and times[900:].sum() == pytest.approx(250)
+    assert np.ptp(times[:900]) == np.ptp(times[900:]) == 0
+    assert (visits(["one"] * 7) == 1).all()
+
+
 def test_trains_on_real_photographs(train, tmp_path):
     out, _ = finish(train("--data", REAL, "--epochs", "1", "--batch-size", "8"))
     assert "79 tiles" in out and "city austin" in out

@@ -1,4 +1,4 @@
-"""The bundled model does what its card says, on scenes that nobody trained on."""
+"""The bundled model does what its card says, on places that it was not trained on."""
 
 import re
 from pathlib import Path
@@ -6,28 +6,57 @@ from pathlib import Path
 import numpy as np
 import pytest
 
-from segment.metrics import Confusion
+from segment.evaluate import evaluate_tiles
+from segment.metrics import Confusion, summarise
 from segment.model import BUNDLED, load_model
+from segment.scenes import find_scenes
+from segment.splits import make_split
 from segment.synthetic import draw_scene
+from segment.tiles import open_store
+
+CARD = (BUNDLED.parent / "README.md").read_text()
+REAL = Path(__file__).parents[3] / "shared/data"
+SETS = (
+    "inria-crops", "china-cities", "banepa-nepal", "kampala-uganda/images_z19", "spacenet1-rio",
+    "us-suburb-512",
+)  # fmt: skip
 
 
-def test_it_finds_buildings_in_scenes_it_has_not_seen():
+def test_it_finds_buildings_in_drawn_scenes_too():
+    """It has been trained on photographs since, and does half as well there as before."""
     model = load_model()
     total = Confusion()
     for city in ("birkdale", "corvo", "dornfeld"):
         image, mask = draw_scene(city, 101, 256)
         predicted = model.predict(image[None])[0] >= model.info.threshold
         total += Confusion.from_masks(predicted, (mask > 0).astype(np.uint8))
-    assert total.iou > 0.5
+    assert total.iou > 0.35
     assert total.accuracy > total.background.accuracy
 
 
 def test_its_card_names_it_and_its_pixel_size():
-    card = (BUNDLED.parent / "README.md").read_text()
-    size = re.search(r"([\d.]+) m a pixel", card)
-    assert BUNDLED.name in card and size is not None
+    size = re.search(r"([\d.]+) m a pixel", CARD)
+    assert BUNDLED.name in CARD and size is not None
     assert load_model().info.pixel_size == pytest.approx(float(size[1]), rel=0.001)
 
 
 def test_it_is_small_enough_to_ship():
     assert Path(BUNDLED).stat().st_size < 10_000_000
+
+
+@pytest.mark.slow
+@pytest.mark.skipif(not REAL.is_dir(), reason="needs the photographs it was tested on")
+def test_its_card_gives_its_scores_in_places_it_was_not_trained_on(tmp_path):
+    model = load_model()
+    store = open_store(find_scenes([REAL / name for name in SETS]), pixel_size=0.3, cache=tmp_path)
+    split = make_split(store.tiles, "scene", model.info.trained["seed"])
+    tiles = split.indices(store.tiles, "test")
+    counts = evaluate_tiles(model, store, tiles)
+    cities = summarise(counts, [store.tiles[i] for i in tiles])["cities"]
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", CARD, re.M)
+    assert {name for name, *_ in rows} == set(cities)
+    for name, count, *figures in rows:
+        scores = cities[name]
+        assert int(count) == scores["tiles"]
+        expected = scores["iou"], scores["accuracy"], scores["background"]["accuracy"]
+        assert [float(figure) for figure in figures] == pytest.approx(expected, abs=0.0006)
