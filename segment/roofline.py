@@ -115,7 +115,8 @@ def training_bytes(net: UNet, batch: int, size: int = 256) -> int:
         per_number = {ConvBlock: 2 * FLOAT, ConvTranspose2d: FLOAT, Conv2d: 2 * FLOAT}
         kept += numbers * per_number.get(type(layer), FLOAT + 1)  # else a pool, with its winners
     parameters = sum(p.size for p in net.parameters().values())
-    return kept + 4 * FLOAT * widest + 4 * FLOAT * parameters + PARTS
+    own = 5 * FLOAT * parameters  # with gradients, Adam's two averages and that of the weights
+    return kept + 4 * FLOAT * widest + own + PARTS
 
 
 def largest_batch(net: UNet, free: int, size: int = 256) -> int:

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from minicnn.backend import staged
-from minicnn.optim import Adam
+from minicnn.optim import Adam, Average
 from segment.distributed import World
 from segment.roofline import GPUS, count, largest_batch, seconds, training_bytes
 from segment.trainer import Trainer
@@ -23,6 +23,7 @@ class Steps:
         self.stand_in, self.net = stand_in, UNet(widths=widths)
         self.net.to("gpu")
         self.optimizer = Adam(self.net)
+        self.optimizer.steps = 100  # then come nine in ten that the average takes no note of
         self.added = []
         self.trainer = SimpleNamespace(
             net=self.net,
@@ -32,11 +33,13 @@ class Steps:
             step=0,
             steps_per_epoch=1,
             world=World(),
+            average=Average(self.net),
             sums=SimpleNamespace(add=lambda *batch: self.added.append(batch)),
         )
         self.trainer.forward = lambda *a, **k: Trainer.forward(self.trainer, *a, **k)
 
     def take(self, batch, size):
+        self.trainer.batch_size = batch
         rng = np.random.default_rng(0)
         pixels = rng.integers(0, 256, (batch, size, size, 3), dtype=np.uint8)
         labels = rng.choice(np.array([0, 1, 255], np.uint8), (batch, size, size))
