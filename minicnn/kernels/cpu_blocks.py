@@ -36,6 +36,7 @@ from minicnn.threads import run, scratch, shares
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
+LANE_WEIGHTS = 1 << 19  # with fewer, to share a sum over the weights costs more than to make it
 
 
 def method(K: int, inputs: list[int], F: int, W: int, backward: bool = False) -> Windows | Tiles:
@@ -118,7 +119,7 @@ def conv_bn_relu(
 def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """What a convolution makes of an endless image, all pixels of which are x (C,)."""
     pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
-    parts = shares(len(pixels), LANES)
+    parts = shares(len(pixels), max(1, w.size // LANE_WEIGHTS))
     sums = np.empty((len(parts), w.shape[3]), np.float32)
 
     def some(j: int) -> None:
