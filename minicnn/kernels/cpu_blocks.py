@@ -25,6 +25,7 @@ from minicnn.kernels.cpu_maps import (
     channel_sums,
     mask_and_sum,
     padded,
+    row_of,
 )
 from minicnn.kernels.cpu_tiles import Tiles
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
@@ -118,7 +119,7 @@ def conv_bn_relu(
 
 def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """What a convolution makes of an endless image, all pixels of which are x (C,)."""
-    pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
+    pixels, matrix = row_of(x, len(w) ** 2), w.reshape(-1, w.shape[3])
     parts = shares(len(pixels), max(1, w.size // LANE_WEIGHTS))
     sums = np.empty((len(parts), w.shape[3]), np.float32)
 
@@ -210,7 +211,7 @@ def _convolve(
     rows = OUTPUTS * strips
     count = N * (H // rows)
     results: list[Any] = [None] * count
-    shifts = None if shift is None else np.tile(shift, how.out_pitch)
+    shifts = None if shift is None else row_of(shift, how.out_pitch)
 
     def points(j: int) -> list[np.ndarray]:
         n, first = divmod(j * rows, H)

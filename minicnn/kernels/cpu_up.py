@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, combine, from_points, spread, to_points, toom
 from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
@@ -56,7 +56,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     pair = np.stack([w[:, list(SEES[1])], w[:, list(SEES[0])]], 2).transpose(0, 1, 4, 2, 3)
     one = np.ones(C, np.float32)
     U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
-    bias = np.tile(b, 2 * how.pitch)
+    bias = row_of(b, 2 * how.pitch)
     strips = how.strips(H, N)
     rows = OUTPUTS * strips
 

@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu_toom import strided
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
 from minicnn.memory import empty
@@ -56,7 +56,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
     U = empty(2, 2 * F, 4 * C)
-    bias = np.tile(b, 2 * W)
+    bias = row_of(b, 2 * W)
     in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
     rows = largest_divisor(H, min(in_cache, N * H // 2))
 
