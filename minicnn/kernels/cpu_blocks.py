@@ -25,6 +25,7 @@ from minicnn.kernels.cpu_maps import (
     channel_sums,
     mask_and_sum,
     padded,
+    row_of,
 )
 from minicnn.kernels.cpu_tiles import Tiles
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
@@ -36,6 +37,7 @@ from minicnn.threads import run, scratch, shares
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
+LANE_WEIGHTS = 1 << 19  # with fewer, to share a sum over the weights costs more than to make it
 
 
 def method(K: int, inputs: list[int], F: int, W: int, backward: bool = False) -> Windows | Tiles:
@@ -117,8 +119,8 @@ def conv_bn_relu(
 
 def _uniform(x: np.ndarray, w: np.ndarray) -> np.ndarray:
     """What a convolution makes of an endless image, all pixels of which are x (C,)."""
-    pixels, matrix = np.tile(x, len(w) ** 2), w.reshape(-1, w.shape[3])
-    parts = shares(len(pixels), LANES)
+    pixels, matrix = row_of(x, len(w) ** 2), w.reshape(-1, w.shape[3])
+    parts = shares(len(pixels), max(1, w.size // LANE_WEIGHTS))
     sums = np.empty((len(parts), w.shape[3]), np.float32)
 
     def some(j: int) -> None:
@@ -209,7 +211,7 @@ def _convolve(
     rows = OUTPUTS * strips
     count = N * (H // rows)
     results: list[Any] = [None] * count
-    shifts = None if shift is None else np.tile(shift, how.out_pitch)
+    shifts = None if shift is None else row_of(shift, how.out_pitch)
 
     def points(j: int) -> list[np.ndarray]:
         n, first = divmod(j * rows, H)

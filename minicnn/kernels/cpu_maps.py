@@ -56,7 +56,7 @@ class Map:
         if scale is None or shift is None:
             self.border = np.zeros((W + BORDER) * C, np.float32)
         else:  # for every pixel: loops over C values only are slow
-            self.border = np.tile(-shift / scale, W + BORDER)
+            self.border = row_of(-shift / scale, W + BORDER)
         self.floors = self.border[: W * C]
         self.token = next(_tokens)
 
@@ -99,7 +99,7 @@ class _Activation:
     def __init__(self, x: Map, scale: np.ndarray, shift: np.ndarray) -> None:
         self.x, self.shape, self.token = x, x.shape, next(_tokens)
         self.border = np.zeros_like(x.border)
-        self.scales, self.shifts = np.tile(scale, x.shape[2]), np.tile(shift, x.shape[2])
+        self.scales, self.shifts = row_of(scale, x.shape[2]), row_of(shift, x.shape[2])
 
     def read(self, n: int, first: int, last: int, out: np.ndarray) -> None:
         np.multiply(self.x.band(n, first, last), self.scales, out=out)
@@ -113,8 +113,8 @@ class Normed:
     def __init__(self, dy: np.ndarray, y: Map, slope: np.ndarray, offset: np.ndarray) -> None:
         self.dy, self.y, self.shape, self.token = dy, y, y.shape, next(_tokens)
         self.border = np.zeros_like(y.border)
-        self.slopes = np.tile(slope.astype(np.float32), y.shape[2])
-        self.offsets = np.tile(offset.astype(np.float32), y.shape[2])
+        self.slopes = row_of(slope, y.shape[2])
+        self.offsets = row_of(offset, y.shape[2])
 
     def read(self, n: int, first: int, last: int, out: np.ndarray) -> None:
         np.multiply(self.y.band(n, first, last), self.slopes, out=out)
@@ -131,6 +131,13 @@ class Gradient:
 
     dy: np.ndarray
     sums: np.ndarray
+
+
+def row_of(pixel: np.ndarray, count: int) -> np.ndarray:
+    """`count` times the same pixel, as one row of float32 values."""
+    row = np.empty((count, len(pixel)), np.float32)
+    row[...] = pixel
+    return row.reshape(-1)
 
 
 def padded(

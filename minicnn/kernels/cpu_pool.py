@@ -18,8 +18,10 @@ BAND_VALUES = 1 << 17  # values worked on at a time
 
 
 def _band(H: int, row_values: int, multiple: int = 1) -> int:
-    """A number of rows that divides H, of about BAND_VALUES values."""
-    return multiple * largest_divisor(H // multiple, BAND_VALUES // (multiple * row_values))
+    """A number of rows that divides H, of about BAND_VALUES values; half an image at most."""
+    groups = H // multiple
+    limit = min(BAND_VALUES // (multiple * row_values), groups // 2)
+    return multiple * largest_divisor(groups, limit)
 
 
 def _columns(a: np.ndarray, C: int) -> np.ndarray:

@@ -22,6 +22,7 @@ from minicnn.memory import empty
 from minicnn.threads import run, scratch, shares
 
 CHUNK = 1024  # weights transformed at a time
+SPLIT = 16  # a batch of small images is W / 16 pieces at least: less is not worth waking a thread
 FEW = 100  # tiles: with fewer, the weights are most of the work
 
 
@@ -52,7 +53,8 @@ class Tiles:
         """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
         values = self.P**2 * self.row_tiles * max(self.C, self.F)
         limit = min(LIMIT_BYTES // (4 * values), LIMIT_PRODUCTS // values)
-        return largest_divisor(rows // OUTPUTS, min(limit, images * rows // OUTPUTS // PIECES))
+        pieces = max(1, self.W // SPLIT) if self.small else PIECES
+        return largest_divisor(rows // OUTPUTS, min(limit, images * rows // OUTPUTS // pieces))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """w (K, K, C, F), its inputs times `scale`, to (P * P, C, F)."""

@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu_toom import ONE, OUTPUTS, combine, from_points, spread, to_points, toom
 from minicnn.kernels.cpu_up_direct import lanes
 from minicnn.kernels.cpu_windows import (
@@ -56,7 +56,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     pair = np.stack([w[:, list(SEES[1])], w[:, list(SEES[0])]], 2).transpose(0, 1, 4, 2, 3)
     one = np.ones(C, np.float32)
     U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
-    bias = np.tile(b, 2 * how.pitch)
+    bias = row_of(b, 2 * how.pitch)
     strips = how.strips(H, N)
     rows = OUTPUTS * strips
 
@@ -97,7 +97,7 @@ def conv_transpose2d_backward(
     groups = lanes(count, w.size)
     dx = empty(N, H, W, C)
     slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
-    sums = empty(len(groups), 2, P, 2, 4 * F, C)
+    sums = empty(len(groups), 2, P, 4 * F, C)
     incoming, source = Map(dy), x.activation()
 
     def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
@@ -125,9 +125,9 @@ def conv_transpose2d_backward(
         for v, part in zip(seen, total, strict=True):
             np.matmul(v.swapaxes(3, 4), interleaved(dM, P, 1, pixels // 2, C, 2), out=product)
             if first_of_group:
-                np.copyto(part, product[:, 0])
+                np.add.reduce(product, (1, 2), out=part)
             else:
-                part += product[:, 0]
+                part += np.add.reduce(product, (1, 2), out=scratch("dU sum", *part.shape))
         ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
@@ -137,7 +137,7 @@ def conv_transpose2d_backward(
             strip(j, sums[i], j == groups[i].start)
 
     run(len(groups), group)
-    dU = sums.sum((0, 3)).reshape(2, P, 4, F, C)
+    dU = sums.sum(0).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
     dw[[0, 2]], dw[[1, 3]] = (combine(toom(TAPS).filters.T, part) for part in dU)
     result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx

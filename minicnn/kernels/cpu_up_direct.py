@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded
+from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu_toom import strided
 from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
 from minicnn.memory import empty
@@ -55,10 +55,13 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     F = len(b)
     y, source = empty(N, 2 * H, 2 * W, F), x.activation()
     taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
-    U = np.ascontiguousarray(taps.transpose(1, 3, 4, 0, 2, 5)).reshape(2, 2 * F, 4 * C)
-    bias = np.tile(b, 2 * W)
+    U = empty(2, 2 * F, 4 * C)
+    bias = row_of(b, 2 * W)
     in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
     rows = largest_divisor(H, min(in_cache, N * H // 2))
+
+    def matrix(r: int) -> None:
+        np.copyto(U[r].reshape(2, F, 2, 2, C), taps[:, r].transpose(2, 3, 0, 1, 4))
 
     def strip(j: int) -> None:
         n, first = divmod(j * rows, H)
@@ -73,6 +76,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
             np.matmul(seeing, U[r].T, out=M.reshape(-1, 2 * F))
             np.add(M[:, F:-F], bias, out=out[:, 1 - r])
 
+    run(2, matrix)
     run(N * (H // rows), strip)
     return y, DirectCache(x, w)
 

@@ -113,7 +113,7 @@ class Windows:
 
     def sums(self, lanes: int) -> np.ndarray:
         """Room to add the gradient of the weights up in, for each lane."""
-        return empty(lanes, self.P, self.K, self.K * sum(self.inputs), *self.outputs)
+        return empty(lanes, self.P, self.K * sum(self.inputs), *self.outputs)
 
     def correlate(
         self,
@@ -135,16 +135,16 @@ class Windows:
             x = windows(V, *shape, C, self.K, 1)
             products = scratch("dU", self.P, parts, self.K, self.K * C, F)
             np.matmul(x.swapaxes(3, 4), dy, out=products)
-            own = sums[:, :, start : start + self.K * C]
+            own = sums[:, start : start + self.K * C]
             if first:
-                np.add.reduce(products, 1, out=own)
+                np.add.reduce(products, (1, 2), out=own)
             else:
-                own += np.add.reduce(products, 1, out=scratch("dU sum", *own.shape))
+                own += np.add.reduce(products, (1, 2), out=scratch("dU sum", *own.shape))
             start += self.K * C
 
     def dw(self, sums: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """The lanes' sums to the gradient of w (K, K, C, F), times `scale` (C, F)."""
-        total = sums.sum((0, 2))  # (P, K * C of all inputs, F)
+        total = sums.sum(0)  # (P, K * C of all inputs, F)
         parts = _split(total, [self.K * C for C in self.inputs], 1)
         dU = np.concatenate([part.reshape(self.P, self.K, -1, *self.outputs) for part in parts], 2)
         return combine(toom(self.K).filters.T, dU) * scale
