@@ -177,7 +177,8 @@ def approach(a: torch.Tensor, p: torch.Tensor, t: torch.Tensor) -> torch.Tensor:
     """As minicnn.optim.Average; t counts the updates before."""
     if not a.is_floating_point():  # batch norm counts its batches
         return p
-    return a + (1 - min(0.999, t / (9 + t))) * (p - a)
+    every = 1 if t <= 100 else 10
+    return a if t % every else a + (1 - min(0.999, t / (9 + t)) ** every) * (p - a)
 
 
 def torch_loss(logits: torch.Tensor, labels: torch.Tensor) -> torch.Tensor:
