@@ -4,7 +4,6 @@ import platform
 import sys
 from collections import deque
 from collections.abc import Iterable, Iterator
-from functools import cache
 from importlib import import_module
 from types import ModuleType
 from typing import Any
@@ -28,11 +27,7 @@ def array_module(x: Array) -> ModuleType:
 
 def kernels_for(x: Array) -> ModuleType:
     """The module of kernels that read `x`: `minicnn.kernels.cpu` or `minicnn.kernels.gpu`."""
-    return _kernels("cpu" if array_module(x) is np else "gpu")
-
-
-@cache
-def _kernels(device: str) -> ModuleType:
+    device = "cpu" if array_module(x) is np else "gpu"
     return import_module(f"minicnn.kernels.{device}")  # late: the kernels build on the ops
 
 
