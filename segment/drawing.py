@@ -11,7 +11,7 @@ from typing import NamedTuple
 import numpy as np
 from rasterio.features import rasterize
 
-from segment.town import Block, Frame, Lot, Style, lay_out
+from segment.town import CityBlock, Frame, Lot, Style, lay_out
 
 PIXEL = 0.3  # metres
 
@@ -306,13 +306,13 @@ def house(d: Drawing, lot: Lot) -> None:
     plant(d, lot, d.style.trees)
 
 
-def houses(d: Drawing, block: Block) -> None:
+def houses(d: Drawing, block: CityBlock) -> None:
     """Detached houses along both streets."""
     for lot in block.lots(d.style.lot):
         house(d, lot)
 
 
-def rows(d: Drawing, block: Block) -> None:
+def rows(d: Drawing, block: CityBlock) -> None:
     """Terraces: party walls, a roof for each house, yards and garages behind."""
     flat, eaves = d.rng.random() < 0.5, d.rng.uniform(5, 9)
     for lot in block.lots(min(d.style.lot, 8)):
@@ -332,7 +332,7 @@ def rows(d: Drawing, block: Block) -> None:
         plant(d, lot, d.style.trees)
 
 
-def slabs(d: Drawing, block: Block) -> None:
+def slabs(d: Drawing, block: CityBlock) -> None:
     """Apartment slabs on a lawn, with parking between."""
     frame, width, depth = block.lot()
     deep, height = d.rng.uniform(11, 15), d.rng.uniform(9, 16)
@@ -343,7 +343,7 @@ def slabs(d: Drawing, block: Block) -> None:
     plant(d, block.lot(), d.style.trees)
 
 
-def halls(d: Drawing, block: Block) -> None:
+def halls(d: Drawing, block: CityBlock) -> None:
     """Sheds and shops in paved yards, whose grey is that of many of their roofs."""
     paving = d.one_of(ASPHALT, WORN, CONCRETE, PALE)
     d.area(block.outline(1.5), paving)
@@ -360,7 +360,7 @@ def halls(d: Drawing, block: Block) -> None:
         plant(d, lot, d.style.trees / 3)
 
 
-def park(d: Drawing, block: Block) -> None:
+def park(d: Drawing, block: CityBlock) -> None:
     """Grass, paths and trees about a pond."""
     lot = block.lot()
     reach, t = min(lot.width, lot.depth), np.linspace(0, 2 * math.pi, 40)
@@ -372,7 +372,7 @@ def park(d: Drawing, block: Block) -> None:
     plant(d, lot, 4 * d.style.trees)
 
 
-def fields(d: Drawing, block: Block) -> None:
+def fields(d: Drawing, block: CityBlock) -> None:
     """Strips of field, or a wood."""
     frame, width, depth = lot = block.lot()
     if d.rng.random() < 0.2:
@@ -386,12 +386,12 @@ def fields(d: Drawing, block: Block) -> None:
     plant(d, lot, 4)
 
 
-USES: dict[str, Callable[[Drawing, Block], None]] = {
+USES: dict[str, Callable[[Drawing, CityBlock], None]] = {
     "houses": houses, "rows": rows, "slabs": slabs, "halls": halls, "park": park, "fields": fields,
 }  # fmt: skip
 
 
-def streets(d: Drawing, block: Block) -> None:
+def streets(d: Drawing, block: CityBlock) -> None:
     """The streets on two sides of a block, with a crossing, middle line and parked cars."""
     (u0, u1), (v0, _), gap = block.u, block.v, d.style.street
     d.area(block._replace(u=(u0 - gap, u0)).outline(), d.one_of(ASPHALT, WORN))

@@ -104,7 +104,7 @@ class Lot(NamedTuple):
 Plan = Callable[[np.ndarray], np.ndarray]  # straight streets (points, 2) -> metres (points, 2)
 
 
-class Block(NamedTuple):
+class CityBlock(NamedTuple):
     """A rectangle of the straight plan."""
 
     plan: Plan
@@ -169,12 +169,12 @@ def spans(
     return found
 
 
-def lay_out(style: Style, extent: float, rng: np.random.Generator) -> Iterator[Block]:
+def lay_out(style: Style, extent: float, rng: np.random.Generator) -> Iterator[CityBlock]:
     """The blocks that touch the drawing."""
     plan, reach = street_plan(style, extent, rng), 1.6 * extent + 80
     columns = spans(reach, style.block[0], style.street, rng)
     for v in spans(reach, style.block[1], style.street, rng):
         for u in columns:
-            outline = Block(plan, u, v).outline(-style.street)
+            outline = CityBlock(plan, u, v).outline(-style.street)
             if (outline.max(0) > 0).all() and (outline.min(0) < extent).all():
-                yield Block(plan, u, v)
+                yield CityBlock(plan, u, v)
