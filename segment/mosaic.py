@@ -22,7 +22,7 @@ Masks = dict[str, Path]  # the file of each tile, on this machine
 
 
 @dataclass(frozen=True)
-class Tile:
+class Sheet:
     """A piece's mask where the mosaic has it."""
 
     name: str
@@ -43,7 +43,7 @@ class Mosaic:
     transform: Affine
     height: int
     width: int
-    tiles: tuple[Tile, ...]
+    tiles: tuple[Sheet, ...]
     digest: str  # of the plan
 
 
@@ -85,7 +85,7 @@ def _mosaic(
     sizes = np.array([(plan.scenes[i].height, plan.scenes[i].width) for i in members])
     low, high = offsets.min(axis=0), (offsets + sizes).max(axis=0)
     tiles = [
-        Tile(piece.name, int(row) + piece.row, int(col) + piece.col, piece.height, piece.width)
+        Sheet(piece.name, int(row) + piece.row, int(col) + piece.col, piece.height, piece.width)
         for index, (row, col) in zip(members, offsets - low, strict=True)
         for piece in pieces[index]
     ]
@@ -109,7 +109,7 @@ class Block:
 
 def rows_of_blocks(mosaic: Mosaic, masks: Masks) -> Iterator[Iterator[Block]]:
     """The mosaic's blocks, row by row from the top; blocks in which no tile lies are left out."""
-    tiles: dict[int, dict[int, list[Tile]]] = defaultdict(lambda: defaultdict(list))
+    tiles: dict[int, dict[int, list[Sheet]]] = defaultdict(lambda: defaultdict(list))
     for tile in mosaic.tiles:
         for i in range(tile.row // BLOCK, -(-(tile.row + tile.height) // BLOCK)):
             for j in range(tile.col // BLOCK, -(-(tile.col + tile.width) // BLOCK)):
@@ -118,12 +118,12 @@ def rows_of_blocks(mosaic: Mosaic, masks: Masks) -> Iterator[Iterator[Block]]:
         yield _row(mosaic, masks, i, tiles[i])
 
 
-def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Tile]]) -> Iterator[Block]:
+def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Sheet]]) -> Iterator[Block]:
     for j in sorted(tiles):
         yield _block(mosaic, masks, i * BLOCK, j * BLOCK, tiles[j])
 
 
-def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Tile]) -> Block:
+def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Sheet]) -> Block:
     shape = min(BLOCK, mosaic.height - row), min(BLOCK, mosaic.width - col)
     mask, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for tile in tiles:
@@ -166,7 +166,7 @@ def write_vrt(mosaic: Mosaic, path: Path) -> None:
         xml.ElementTree(root).write(temporary)
 
 
-def _source(band: xml.Element, tile: Tile, number: str) -> xml.Element:
+def _source(band: xml.Element, tile: Sheet, number: str) -> xml.Element:
     source = xml.SubElement(band, "ComplexSource")
     xml.SubElement(source, "SourceFilename", relativeToVRT="1").text = f"{MASKS}/{tile.name}"
     xml.SubElement(source, "SourceBand").text = number
