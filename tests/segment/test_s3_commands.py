@@ -111,7 +111,9 @@ def test_a_run_goes_on_on_another_machine(there, scenes, bucket, tmp_path):
         err = process.communicate(timeout=280)[1]
         if process.returncode == 0:
             break
-        assert process.returncode == 143 and f"--out {bucket}run --resume" in err
+        assert process.returncode == 143
+        # While it tests, after the last epoch, there is nothing left to save.
+        assert f"--out {bucket / 'run'} --resume" in err or err == "terminated\n"
     finish(train(there, bucket / "run", "--resume"))
     assert_same_run(bucket / "run", tmp_path / "run", tmp_path)
 

@@ -107,6 +107,7 @@ def test_a_checkpoint_that_cannot_be_put_into_the_bucket_is_kept_and_said(machin
     while "tiles" not in process.stdout.readline():
         pass
     faults.always = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
+    faults.cut()
     process.send_signal(signal.SIGTERM)
     code, _, err = finish(process)
     assert code == 2 and "the run is kept in" in err, err
