@@ -129,6 +129,21 @@ def add_views(to: argparse.ArgumentParser) -> None:
     )
 
 
+def add_outlines(to: argparse.ArgumentParser) -> None:
+    """What is drawn of the buildings' outlines."""
+    area_or_length = within(0, 1e12)
+    to.add_argument(
+        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
+    )
+    to.add_argument(
+        "--simplify",
+        type=area_or_length,
+        default=0.0,
+        metavar="M",
+        help="tolerance of outlines in metres",
+    )
+
+
 def positive(text: str) -> float:
     """An argparse type: a number above zero."""
     value = _number(text)

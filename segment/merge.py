@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segment.cli import parser, progress, run, within
+from segment.cli import add_outlines, parser, progress, run
 from segment.errors import InputError
 from segment.footprints import Footprints, placed, require_place, require_vector
 from segment.geoparquet import write_geoparquet
@@ -42,22 +42,12 @@ def _parser() -> argparse.ArgumentParser:
         "footprints.parquet with every building once. Memory grows with the buildings in a row of "
         "blocks, not with the area.",
     )
-    area_or_length = within(0, 1e12)
     p.add_argument("out", metavar="PATH", help="the folder that --out named")
     p.add_argument("--status", action="store_true", help="tell what is done so far, do nothing")
     p.add_argument(
         "--cog", action="store_true", help="write mosaic.tif, too: one Cloud-Optimised GeoTIFF"
     )
-    p.add_argument(
-        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
-    )
-    p.add_argument(
-        "--simplify",
-        type=area_or_length,
-        default=0.0,
-        metavar="M",
-        help="tolerance of outlines in metres",
-    )
+    add_outlines(p)
     return p
 
 

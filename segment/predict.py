@@ -27,6 +27,7 @@ from segment.blending import (
 )
 from segment.cli import (
     add_device,
+    add_outlines,
     add_views,
     check_folder,
     parser,
@@ -192,7 +193,6 @@ def _parser() -> argparse.ArgumentParser:
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
         "its height; only png, geojson and gpkg hold a whole mask (png the photograph, too).",
     )
-    area_or_length = within(0, 1e12)
     p.add_argument("scenes", nargs="+", metavar="SCENE", help="rasters, folders or CSV files")
     p.add_argument(
         "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
@@ -224,16 +224,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="the scenes' ground resolution in metres, where the files don't say or are wrong",
     )
-    p.add_argument(
-        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
-    )
-    p.add_argument(
-        "--simplify",
-        type=area_or_length,
-        default=0.0,
-        metavar="M",
-        help="tolerance of outlines in metres",
-    )
+    add_outlines(p)
     p.add_argument(
         "--shards",
         type=whole(1),
