@@ -373,7 +373,38 @@ def _connection(process: int) -> tuple[Any, Any, Any]:
         max_pool_connections=2 * FILES_AT_ONCE,
     )
     client = opened.client("s3", config=config)
+    client.meta.events.register("needs-retry.s3", _after_half_an_answer)
     return client, create_transfer_manager(client, TransferConfig(max_concurrency=16)), opened
+
+
+_ALWAYS = {  # in the answers of S3
+    "ListObjectsV2": {"IsTruncated"},
+    "GetObject": {"ETag", "ContentLength"},
+    "HeadObject": {"ETag", "ContentLength"},
+    "PutObject": {"ETag"},
+    "CreateMultipartUpload": {"UploadId"},
+    "UploadPart": {"ETag"},
+    "CompleteMultipartUpload": {"ETag"},
+}
+
+
+def _after_half_an_answer(
+    response: Any, endpoint: Any, operation: Any, attempts: int, **_: Any
+) -> float | None:
+    """Seconds to wait before the request is sent again; None: the answer is whole.
+
+    Where a connection breaks amid the headers, Python's http.client knows nothing of it: what came
+    looks like a good answer without a body, a full folder like an empty one.
+    """
+    from botocore.exceptions import ConnectionClosedError
+
+    if response is None or response[0].status_code not in (200, 206):
+        return None  # botocore's own business
+    if _ALWAYS.get(operation.name, set()) <= response[1].keys():
+        return None
+    if attempts > RETRIES:
+        raise ConnectionClosedError(endpoint_url=endpoint.host)
+    return attempts / 4
 
 
 def session() -> Any:

@@ -91,6 +91,14 @@ def client(endpoint):
     )
 
 
+def remove(client, bucket):
+    """Empty and delete a bucket: SeaweedFS gives each its own share of the disk, and runs out."""
+    for page in client.get_paginator("list_objects_v2").paginate(Bucket=bucket):
+        for it in page.get("Contents", []):
+            client.delete_object(Bucket=bucket, Key=it["Key"])
+    client.delete_bucket(Bucket=bucket)
+
+
 def refusal(status, code):
     """An answer of S3 that refuses a request."""
     body = f"<?xml version='1.0'?><Error><Code>{code}</Code><Message>no</Message></Error>".encode()

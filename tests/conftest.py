@@ -99,9 +99,11 @@ def bucket(request, environment, tmp_path):
     os.environ.update({**buckets.KEYS, "AWS_ENDPOINT_URL": endpoint, "XDG_CACHE_HOME": cache})
     storage._connection.cache_clear()
     name = f"b{secrets.token_hex(8)}"
-    buckets.client(endpoint).create_bucket(Bucket=name)
+    client = buckets.client(endpoint)
+    client.create_bucket(Bucket=name)
     yield storage.S3Path(name, "")
     storage._connection.cache_clear()
+    buckets.remove(client, name)
 
 
 @pytest.fixture

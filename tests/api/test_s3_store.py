@@ -129,6 +129,7 @@ def test_a_job_is_seen_by_all_hosts_and_its_result_is_computed_once(host, prefix
 
 @pytest.mark.slow
 @pytest.mark.timeout(400)
+@pytest.mark.parametrize("bucket", ["seaweedfs"], indirect=True)  # it waits for 90 s
 def test_a_lost_host_loses_no_job(host, tmp_path):
     """kill -9 of a whole host in the middle of a job, its disk gone: another one goes on."""
     with host("a") as a:

@@ -511,6 +511,27 @@ def test_a_download_whose_connections_break_arrives(bucket, faults, large, tmp_p
     assert faults.met and (tmp_path / "back").read_bytes() == large.read_bytes()
 
 
+@pytest.mark.parametrize("cut", [15, 60])
+def test_an_answer_cut_in_its_head_is_no_answer(bucket, faults, tmp_path, cut):
+    """A full folder is not taken for an empty one, nor a file for a shorter one."""
+
+    def broken(ask, cut=cut):
+        faults.cut()
+        faults.script, faults.met = [("down", cut)] * 2, 0
+        answer = ask()
+        assert faults.met == 2
+        return answer
+
+    file = bucket / "a/k"
+    version = broken(lambda: file.write(b"1" * 1000, ABSENT), 60)  # beyond its 100 Continue
+    assert broken(lambda: list((bucket / "a").iterdir())) == [S3Path(bucket.bucket, "a/k")]
+    assert broken((bucket / "a").is_dir) and broken(file.is_file)
+    assert broken(file.read) == (b"1" * 1000, version)
+    assert broken(lambda: part(file, 10, 20)) == b"1" * 20
+    broken(lambda: file.download(tmp_path / "k"))
+    assert (tmp_path / "k").read_bytes() == b"1" * 1000
+
+
 def test_a_busy_server_is_asked_again(bucket, faults, large, tmp_path):
     busy = refusal(503, "SlowDown")
     faults.script = [busy] * 3
