@@ -8,7 +8,7 @@ train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
-	$(PY) -m pytest -m "not slow and not gpu and not containers"
+	$(PY) -m pytest -n auto -m "not slow and not gpu and not containers"
 
 test-containers: .venv/containers
 	$(PY) -m pytest -m containers
