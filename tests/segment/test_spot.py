@@ -104,8 +104,8 @@ def test_without_a_checkpoint_the_next_machine_starts_afresh(machine, bucket):
 
 def test_a_checkpoint_that_cannot_be_put_into_the_bucket_is_kept_and_said(machine, bucket, faults):
     process = machine(bucket / "run", "--resume", "--epochs", "100")
-    while "tiles" not in process.stdout.readline():
-        pass
+    while not (line := process.stdout.readline()).startswith("epoch "):
+        assert line, process.communicate()
     faults.always = b"HTTP/1.1 403 Forbidden\r\nContent-Length: 0\r\nConnection: close\r\n\r\n"
     faults.cut()
     process.send_signal(signal.SIGTERM)
