@@ -13,7 +13,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_up, cpu_up_direct
+from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_small, cpu_up, cpu_up_direct
 from minicnn.kernels.cpu_maps import Gradient, Map
 from minicnn.ops import (
     Pad,
@@ -137,11 +137,13 @@ def conv_bn_relu(
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     arguments = (gamma, beta, statistics, pad, eps, ranks)
-    if cpu_blocks.fits(sources, w, gamma, pad):
+    small = cpu_small.fits(sources, w)
+    if cpu_blocks.fits(sources, w, gamma, pad) and not small:
         block, cache = cpu_blocks.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
+    way: Any = cpu_small if small else ops
     plain = None if skip is None else _array(skip)
-    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, *arguments)
+    y, plain_cache = way.conv_bn_relu(_array(x), plain, w, b, *arguments)
     return _like(x, y), plain_cache
 
 
@@ -175,6 +177,8 @@ def conv_bn_relu_backward(
         dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, need_dx)
         dx, dskip = (*dx, None, None)[:2]
         return dx, dskip, *grads
+    if isinstance(cache, cpu_small.SmallCache):
+        return cpu_small.conv_bn_relu_backward(_plain(dy), cache)
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 

@@ -18,10 +18,9 @@ BAND_VALUES = 1 << 17  # values worked on at a time
 
 
 def _band(H: int, row_values: int, multiple: int = 1) -> int:
-    """A number of rows that divides H, of about BAND_VALUES values; half an image at most."""
+    """A number of rows that divides H, of at most about BAND_VALUES values."""
     groups = H // multiple
-    limit = min(BAND_VALUES // (multiple * row_values), groups // 2)
-    return multiple * largest_divisor(groups, limit)
+    return multiple * largest_divisor(groups, BAND_VALUES // (multiple * row_values))
 
 
 def _columns(a: np.ndarray, C: int) -> np.ndarray:

@@ -155,7 +155,7 @@ def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
 
 
 LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
-PIECES = 4  # of a batch, at least: some for every thread
+PIECES = 2  # of a batch, at least: more of a small one are not worth their calls
 MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
 LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
 

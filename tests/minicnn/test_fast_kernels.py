@@ -4,9 +4,11 @@ The bounds are relative to the largest value, against the readable op in float64
 both axes has larger numbers in its way, and loses more digits, than along one.
 """
 
+import os
 import subprocess
 import sys
 import threading
+import time
 
 import numpy as np
 import pytest
@@ -19,6 +21,7 @@ from minicnn.kernels import (
     cpu,
     cpu_blocks,
     cpu_maps,
+    cpu_small,
     cpu_tiles,
     cpu_toom,
     cpu_up,
@@ -141,6 +144,41 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
 
 
+@given(
+    rng=seeds,
+    K=st.integers(1, 5),
+    size=st.sampled_from([(1, 8, 8), (2, 4, 8), (3, 5, 4), (1, 1, 1)]),
+    C=st.integers(33, 50),
+    D=st.just(0) | st.integers(1, 9),
+    F=st.integers(33, 50),
+    trained=st.booleans(),
+)
+def test_a_small_block_equals_the_readable_one(rng, K, size, C, D, F, trained):
+    x = cpu_maps.Map(normal(rng, *size, C), positive(rng, C), normal(rng, C))
+    skip = normal(rng, *size, D) if D else None
+    w, dy = normal(rng, K, K, C + D, F), normal(rng, *size, F)
+    b, gamma, beta = (normal(rng, F) for _ in range(3))
+    statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
+    exact_statistics = None if trained else ops.Statistics(*double(*statistics))
+    exact = double(x.value(), skip, w, b, gamma, beta)
+    y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, ops.same_pad(K))
+    assume((cache64.norm.inverse_std < 10).all())
+    normalised = cache64.norm.normalised * gamma + beta
+    dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
+
+    y, cache = cpu.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, ops.same_pad(K))
+    assert isinstance(cache, cpu_small.SmallCache)
+    assert error(y.value(), y64) < ONE_AXIS
+    grads = cpu.conv_bn_relu_backward(dy, cache)
+    for gradient, exact in zip(
+        grads, ops.conv_bn_relu_backward(dy.astype(float), cache64), strict=True
+    ):
+        if exact is None:
+            assert gradient is None
+        else:
+            assert np.abs(gradient - exact).max() <= ONE_AXIS * max(np.abs(exact).max(), sums(dy))
+
+
 def sums(a):
     """The largest sum of absolute values over a channel's pixels: what rounding scales with."""
     return np.abs(a).sum((0, 1, 2)).max()
@@ -217,6 +255,16 @@ def test_a_gamma_of_zero_takes_the_readable_path(rng):
     np.testing.assert_allclose(y[..., 1], max(0, beta[1]), rtol=1e-6)
 
 
+def test_in_training_few_pixels_of_many_channels_take_plain_products(rng):
+    def taken(N, size, C, F):
+        x, w = normal(rng, N, size, size, C), normal(rng, 4, 4, C, F)
+        ones = np.ones(F, np.float32)
+        return type(cpu.conv_bn_relu(x, None, w, ones, ones, ones, None, ops.same_pad(4))[1])
+
+    assert taken(1, 8, 40, 40) is cpu_small.SmallCache
+    assert taken(2, 8, 40, 40) is taken(1, 8, 40, 32) is cpu_blocks.BlockCache
+
+
 def test_few_channels_take_windows_and_many_take_tiles():
     assert isinstance(cpu_blocks.method(4, [3], 16, 256), cpu_windows.Windows)
     assert isinstance(cpu_blocks.method(4, [32], 32, 128), cpu_windows.Windows)
@@ -228,7 +276,7 @@ def test_a_whole_unet_runs_on_the_fast_path(rng, monkeypatch):
     def slow(*_, **__):
         raise AssertionError("the readable path ran")
 
-    for name in ("conv2d", "conv2d_dx", "conv2d_dw", "conv_transpose2d", "max_pool2d", "relu"):
+    for name in ("conv2d", "conv2d_dx", "conv2d_dw", "conv_transpose2d", "max_pool2d"):
         monkeypatch.setattr(ops, name, slow)
     net = UNet()
     logits = net.forward(normal(rng, 1, 64, 64, 3), training=True)
@@ -382,6 +430,27 @@ def test_blas_is_on_one_thread_inside_and_as_before_outside(team):
     threads.run(2, lambda _: inside.append(counts()))
     assert all(count == 1 for numbers in inside for count in numbers)
     assert counts() == before
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread can't be kept off a core")
+def test_helpers_keep_off_the_callers_core(team, monkeypatch):
+    cores = os.sched_getaffinity(0)
+    if len(cores) < 2:
+        pytest.skip("one core")
+    assert threads._current_core() in cores
+    team(3)
+    caller, allowed = threading.get_ident(), {}
+
+    def job(_):
+        time.sleep(0.01)
+        if threading.get_ident() != caller:
+            allowed[threading.get_ident()] = os.sched_getaffinity(0)
+
+    for core in sorted(cores)[:2]:  # the caller moves
+        monkeypatch.setattr(threads, "_current_core", lambda core=core: core)
+        threads.run(9, job)
+        assert list(allowed.values()) == [cores - {core}] * 2
+    assert os.sched_getaffinity(0) == cores
 
 
 def test_the_environment_sets_the_number_of_threads():
