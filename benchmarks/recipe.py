@@ -41,6 +41,7 @@ from segment.unet import UNet
 
 NAME = "recipe"
 DRAWN = "drawn"  # stands for the model that --drawn names
+FROM_DRAWN = "first train on drawn scenes"
 TILES = 3200
 SPLIT_SEED = 655  # its test part holds scenes of Austin, all of Chicago, Banepa and Chinese sites
 REGIONS = {
@@ -63,6 +64,7 @@ class Recipe:
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
     momentum: float = layers.MOMENTUM
     init: str | None = None  # start from this model in place of random weights
+    scenes: float = 1  # this share of the scenes is there to train on
     library: str = "minicnn"
 
 
@@ -100,7 +102,7 @@ def steady(lr: float, *_: int) -> Constant:
 ROWS = {
     "default": Recipe(),
     "PyTorch, the same": Recipe(library="torch"),
-    "first train on drawn scenes": Recipe(init=DRAWN),
+    FROM_DRAWN: Recipe(init=DRAWN),
     "every tile equally often": Recipe(visits=uniform),
     "cross-entropy alone": Recipe(loss=bce_with_logits),
     "Jaccard in place of Dice": Recipe(loss=total(bce_with_logits, soft_jaccard)),
@@ -109,6 +111,12 @@ ROWS = {
     "zoom and cut-out": Recipe(augment=rich),
     "steady learning rate": Recipe(schedule=steady),
 }
+
+FEWER = {
+    "a quarter of the scenes": Recipe(init=DRAWN, scenes=1 / 4),
+    "a sixteenth of the scenes": Recipe(init=DRAWN, scenes=1 / 16),
+}
+ALL = ROWS | FEWER
 
 
 class Student(Trainer):
@@ -195,6 +203,7 @@ def measure(
 ) -> dict[str, float]:
     """Train by a recipe; the pooled IoU of each region's held-out tiles."""
     kind = TorchStudent if recipe.library == "torch" else Student
+    parts = {**parts, "train": fewer(store, parts["train"], recipe.scenes, seed)}
     with ExitStack() as stack:
         for name in ("loss", "augment", "visits"):
             target = "LOSS" if name == "loss" else name
@@ -204,6 +213,14 @@ def measure(
         net, average = kind(recipe, store, parts, seed, tiles).learn()
     averaged = score(Model(average, ModelInfo()), store, parts)
     return {**score(Model(net, ModelInfo()), store, parts), "averaged": averaged["mean"]}
+
+
+def fewer(store: TileStore, tiles: NDArray[Any], share: float, seed: int) -> NDArray[Any]:
+    """The tiles that lie in a share of the scenes, drawn by the seed."""
+    scenes = sorted({(store.tiles[i].city, store.tiles[i].scene) for i in tiles})
+    count = max(1, round(share * len(scenes)))
+    chosen = {scenes[i] for i in np.random.default_rng(seed).permutation(len(scenes))[:count]}
+    return np.array([i for i in tiles if (store.tiles[i].city, store.tiles[i].scene) in chosen])
 
 
 def score(model: Model, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -241,7 +258,7 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--drawn", help="a model trained on drawn scenes: the run of `make train`")
     parser.add_argument("--pixel-size", type=float, default=0.3)
-    parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
+    parser.add_argument("--rows", nargs="+", choices=ALL, default=list(ALL), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--tiles", type=int, default=TILES, help="that each row learns from")
     args = parser.parse_args()
@@ -250,7 +267,7 @@ def main() -> None:
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     for seed in args.seeds:
         for row in args.rows:
-            data, recipe = known(), ROWS[row]
+            data, recipe = known(), ALL[row]
             rows = data["budgets"].setdefault(str(args.tiles), {})
             if str(seed) in rows.get(row, {}) or (recipe.init and not args.drawn):
                 continue
@@ -280,6 +297,10 @@ def describe(data: dict[str, Any]) -> str:
     ]
     for tiles, rows in data["budgets"].items():
         text += [f"## {int(tiles):,} tiles", table([line(name, rows) for name in ROWS])]
+        text += [
+            "As many tiles seen, of fewer places:",
+            table([line(name, rows) for name in (FROM_DRAWN, *FEWER)]),
+        ]
     return "\n\n".join(text) + "\n"
 
 

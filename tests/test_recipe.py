@@ -44,3 +44,10 @@ def test_zoomed_tiles_take_their_labels_along(rng):
         assert 0.3 < known.mean() < 1  # a square is cut out of each, and some are zoomed out
         grey = image[..., 0].astype(int)
         assert grey[known & (label == 1)].min() > grey[known & (label == 0)].max()
+
+
+def test_fewer_scenes_are_whole_scenes(store):
+    store.tiles[1:] = [Tile(f"b{n // 2}", "banepa", f"b{n}_0", 0, 0) for n in range(3)]
+    chosen = [list(recipe.fewer(store, np.arange(4), 1 / 3, seed)) for seed in range(20)]
+    assert {tuple(tiles) for tiles in chosen} == {(0,), (1, 2), (3,)}
+    assert list(recipe.fewer(store, np.arange(1, 4), 1, 0)) == [1, 2, 3]
