@@ -1,5 +1,6 @@
 """A trained network with what it must be told apart by: how it reads pixels, at which size."""
 
+import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
@@ -73,8 +74,21 @@ class Model:
 def save_model(path: str | Path, net: UNet, info: ModelInfo, dtype: Any = np.float32) -> None:
     """Write a net's weights and `info`, whole or not at all; in float16 at half the size."""
     about = asdict(replace(info, architecture=architecture(net)))
-    arrays = {name: array.astype(dtype) for name, array in net_arrays(net).items()}
-    save(path, arrays, {"model": about})
+    arrays = _within(float(np.finfo(dtype).max), net_arrays(net))
+    save(path, {n: a.astype(dtype) for n, a in arrays.items()}, {"model": about})
+
+
+def _within(largest: float, arrays: dict[str, Any]) -> dict[str, Any]:
+    """The arrays with each block's convolution halved until its variance is at most `largest`:
+    batch norm takes that out again, and float16 ends at 65,504."""
+    arrays = dict(arrays)
+    for block in [name.removesuffix("var") for name in arrays if name.endswith(".var")]:
+        ratio = float(arrays[block + "var"].max()) / largest
+        if ratio > 1:
+            half = 0.5 ** math.ceil(math.log2(ratio) / 2)
+            for name, factor in (("w", half), ("b", half), ("mean", half), ("var", half * half)):
+                arrays[block + name] = arrays[block + name] * factor
+    return arrays
 
 
 def load_model(path: str | AnyPath | None = None) -> Model:

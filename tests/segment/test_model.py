@@ -27,6 +27,22 @@ def test_a_model_comes_back(tmp_path):
     np.testing.assert_allclose(model.predict(pixels), expected, atol=1e-6)
 
 
+def test_float16_holds_a_variance_that_is_larger_than_it_goes(tmp_path):
+    """float16 ends at 65,504: the convolution is made smaller, which its batch norm undoes."""
+    net, path, rng = narrow(), tmp_path / "m.safetensors", np.random.default_rng(0)
+    arrays = net_arrays(net)
+    arrays["encoder0.1.w"] *= 1000
+    arrays["encoder0.1.b"][...] = 300, -200
+    arrays["encoder0.1.mean"][...] = 100, -100
+    arrays["encoder0.1.var"][...] = 2e6, 70
+    pixels = rng.integers(0, 256, (1, 8, 8, 3), np.uint8)
+    save_model(path, net, ModelInfo())
+    exact = load_model(path).predict(pixels)
+    save_model(path, net, ModelInfo(), np.float16)
+    np.testing.assert_allclose(load_model(path).predict(pixels), exact, atol=2e-3)
+    assert arrays["encoder0.1.var"][0] == 2e6  # the net itself stays as it is
+
+
 @pytest.mark.parametrize("architecture", ["unet", {"depth": 3}, {"widths": 3}, {"widths": []}, [1]])
 def test_a_net_that_is_none_of_ours_is_refused(tmp_path, architecture):
     path = tmp_path / "m.safetensors"

@@ -23,7 +23,7 @@ SETS = (
 
 
 def test_it_finds_buildings_in_drawn_scenes_too():
-    """It has been trained on photographs since, and does half as well there as before."""
+    """It has been trained on photographs since, and forgets these: IoU 0.69 before, 0.42 now."""
     model = load_model()
     total = Confusion()
     for city in ("birkdale", "corvo", "dornfeld"):
