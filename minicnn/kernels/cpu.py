@@ -178,7 +178,7 @@ def conv_bn_relu_backward(
         dx, dskip = (*dx, None, None)[:2]
         return dx, dskip, *grads
     if isinstance(cache, cpu_small.SmallCache):
-        return cpu_small.conv_bn_relu_backward(_plain(dy), cache)
+        return cpu_small.conv_bn_relu_backward(_plain(dy), cache, need_dx)
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 

@@ -70,9 +70,9 @@ def conv_bn_relu(
 
 
 def conv_bn_relu_backward(
-    dy: np.ndarray, cache: SmallCache
-) -> tuple[np.ndarray, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """dy -> dx, dskip, dw, db, dgamma, dbeta."""
+    dy: np.ndarray, cache: SmallCache, need_dx: bool
+) -> tuple[np.ndarray | None, np.ndarray | None, np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
+    """dy -> dx, dskip, dw, db, dgamma, dbeta; dx and dskip are None without `need_dx`."""
     windows, w, pad, (N, H, W, C) = cache.conv
     K, F = len(w), w.shape[3]
     dz, dgamma, dbeta = ops.batch_norm_backward(ops.relu_backward(dy, cache.positive), cache.norm)
@@ -85,13 +85,17 @@ def conv_bn_relu_backward(
     def some(j: int) -> None:
         rows = slice(parts[j].start, parts[j].stop)
         np.matmul(windows[:, rows].T, dz, out=dw[rows])
-        np.matmul(dz, matrix[rows].T, out=dwindows[:, rows])
+        if need_dx:
+            np.matmul(dz, matrix[rows].T, out=dwindows[:, rows])
 
     run(len(parts), some)
+    dw = dw.reshape(w.shape)
+    if not need_dx:
+        return None, None, dw, db, dgamma, dbeta
     (top, bottom), (left, right) = pads(pad)
     padded = np.zeros((N, H + top + bottom, W + left + right, C), np.float32)
     ops.fold(dwindows.reshape(N, OH, OW, K, K, C), 1, padded)
     dx = padded[:, top : top + H, left : left + W]
     own = cache.channels
     dskip = dx[..., own:] if own < C else None
-    return dx[..., :own], dskip, dw.reshape(w.shape), db, dgamma, dbeta
+    return dx[..., :own], dskip, dw, db, dgamma, dbeta

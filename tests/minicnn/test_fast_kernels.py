@@ -177,6 +177,9 @@ def test_a_small_block_equals_the_readable_one(rng, K, size, C, D, F, trained):
             assert gradient is None
         else:
             assert np.abs(gradient - exact).max() <= ONE_AXIS * max(np.abs(exact).max(), sums(dy))
+    without = cpu.conv_bn_relu_backward(dy, cache, need_dx=False)
+    assert without[:2] == (None, None)
+    np.testing.assert_array_equal(without[2], grads[2])
 
 
 def sums(a):
