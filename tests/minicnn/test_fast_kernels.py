@@ -438,8 +438,6 @@ def test_blas_is_on_one_thread_inside_and_as_before_outside(team):
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread can't be kept off a core")
 def test_helpers_keep_off_the_callers_core(team, monkeypatch):
     cores = os.sched_getaffinity(0)
-    if len(cores) < 2:
-        pytest.skip("one core")
     assert threads._current_core() in cores
     team(3)
     caller, allowed = threading.get_ident(), {}
@@ -452,7 +450,8 @@ def test_helpers_keep_off_the_callers_core(team, monkeypatch):
     for core in sorted(cores)[:2]:  # the caller moves
         monkeypatch.setattr(threads, "_current_core", lambda core=core: core)
         threads.run(9, job)
-        assert list(allowed.values()) == [cores - {core}] * 2
+        others = cores - {core} or cores  # where there is but one, it is shared
+        assert list(allowed.values()) == [others] * 2
     assert os.sched_getaffinity(0) == cores
 
 
