@@ -77,8 +77,8 @@ def main() -> None:
         f"float32, batch {args.batch}, {args.threads} threads, ms an image (medians of three "
         f"bursts of {BURST} s each, taking turns). `train` is forward and backward of "
         "convolution, batch norm and ReLU, or of the transposed convolution (`up`); `predict` is "
-        "forward alone. `rule` is the algorithm that `minicnn.kernels.cpu_blocks.method` chooses; "
-        "the next columns force one.",
+        "forward alone. `rule` is the algorithm that `minicnn.kernels.cpu.conv_block.method` "
+        "chooses; the next columns force one.",
         "A layer alone is not a layer in the net: its inputs are as the last step left them in "
         "cache. Compare whole nets in [unet.md](unet.md).",
         f"![Bars for each layer: the time of minicnn over that of PyTorch]({name}.png)",

@@ -5,7 +5,8 @@ from functools import cached_property
 import numpy as np
 
 import minicnn as mc
-from minicnn.kernels import cpu, cpu_blocks, cpu_tiles, cpu_windows
+from minicnn.kernels import cpu
+from minicnn.kernels.cpu import conv_block, toom_cook_2d, toom_cook_rows
 from segment.unet import UNet
 
 
@@ -77,7 +78,7 @@ class Block:
 def _force(how: str) -> None:
     """Make this process take one path for every shape."""
     if how == "readable":
-        cpu_blocks.fits = lambda *_: False
+        conv_block.fits = lambda *_: False
     elif how != "rule":
-        method = {"windows": cpu_windows.Windows, "tiles": cpu_tiles.Tiles}[how]
-        cpu_blocks.method = lambda K, inputs, F, W, backward: method(K, inputs, [F], W)
+        method = {"windows": toom_cook_rows.Windows, "tiles": toom_cook_2d.Tiles}[how]
+        conv_block.method = lambda K, inputs, F, W, backward: method(K, inputs, [F], W)

@@ -2,6 +2,7 @@
 
 from minicnn import checkpoint, gradcheck, losses, naive, ops, optim, summary
 from minicnn.backend import array_module, choose_device, kernels_for, to_device, to_host
+from minicnn.kernels.cpu.threads import num_threads, set_num_threads
 from minicnn.layers import (
     BatchNorm2d,
     Conv2d,
@@ -12,7 +13,6 @@ from minicnn.layers import (
     ReLU,
     Sequential,
 )
-from minicnn.threads import num_threads, set_num_threads
 
 __version__ = "0.1.0"
 

@@ -19,7 +19,7 @@ def example():
         if path.startswith("tests/"):
             exec(code, test)
         else:
-            names = vars(import_module(path.replace("/", ".")))
+            names = vars(import_module(path.removesuffix("/__init__").replace("/", ".")))
             before.append((names, dict(names)))
             exec(code, names)
     yield test
@@ -30,7 +30,7 @@ def example():
 
 def test_every_step_has_its_piece():
     """A piece that the pattern misses would go untested."""
-    homes = ["naive", "ops", "kernels/cpu", "layers"]
+    homes = ["naive", "ops", "kernels/cpu/__init__", "layers"]
     assert [path for path, _ in PIECES] == [f"minicnn/{home}" for home in homes] + [
         "tests/minicnn/test_average_pool"
     ]

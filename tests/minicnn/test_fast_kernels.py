@@ -16,17 +16,19 @@ from hypothesis import assume, given
 from hypothesis import strategies as st
 
 import minicnn as mc
-from minicnn import memory, ops, threads
-from minicnn.kernels import (
-    cpu,
-    cpu_blocks,
-    cpu_maps,
-    cpu_small,
-    cpu_tiles,
-    cpu_toom,
-    cpu_up,
-    cpu_up_direct,
-    cpu_windows,
+from minicnn import ops
+from minicnn.kernels import cpu
+from minicnn.kernels.cpu import (
+    conv_block,
+    conv_block_small,
+    feature_maps,
+    memory,
+    threads,
+    toom_cook,
+    toom_cook_2d,
+    toom_cook_rows,
+    upsample,
+    upsample_small,
 )
 from segment.unet import UNet
 
@@ -67,7 +69,7 @@ def team():
 
 @pytest.mark.parametrize("taps", [2, 3, 4])
 def test_toom_cook_is_the_sliding_sum(taps, rng):
-    m = cpu_toom.toom(taps)
+    m = toom_cook.toom(taps)
     g, d = rng.standard_normal(taps), rng.standard_normal(taps + 3)
     y = m.outputs @ ((m.filters @ g) * (m.inputs @ d))
     np.testing.assert_allclose(y, np.correlate(d, g), atol=1e-5)
@@ -82,7 +84,7 @@ def blocks(draw):
     N, H, W = draw(st.integers(1, 3)), draw(fours), draw(fours)
     C, F = draw(st.integers(1, 40)), draw(st.integers(1, 40))
     D = draw(st.just(0) | st.integers(1, 40))
-    x = cpu_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
+    x = feature_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
     skip = normal(rng, N, H, W, D) if D else None
     w = normal(rng, K, K, C + D, F)
     b, gamma, beta = (normal(rng, F) for _ in range(3))
@@ -91,7 +93,7 @@ def blocks(draw):
     return x, skip, w, b, gamma, beta, (side, side), normal(rng, N, H, W, F)
 
 
-METHODS = {cpu_windows.Windows: ONE_AXIS, cpu_tiles.Tiles: BOTH_AXES}
+METHODS = {toom_cook_rows.Windows: ONE_AXIS, toom_cook_2d.Tiles: BOTH_AXES}
 
 
 @pytest.mark.parametrize("how", METHODS)
@@ -101,11 +103,11 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     """Forward and backward, of a lazy first input and a plain second one, by either method."""
     x, skip, w, b, gamma, beta, pad, dy = block
     statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
-    sources = [x] if skip is None else [x, cpu_maps.Map(skip)]
+    sources = [x] if skip is None else [x, feature_maps.Map(skip)]
 
     def method(K, inputs, F, W, backward):
         chosen = how(K, inputs, [F], W)
-        chosen.small = small and how is cpu_tiles.Tiles
+        chosen.small = small and how is toom_cook_2d.Tiles
         return chosen
 
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
@@ -118,12 +120,12 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     normalised = cache64.norm.normalised * gamma + beta
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(cpu_blocks, "LANES", lanes)
-        patch.setattr(cpu_blocks, "method", method)
-        y, cache = cpu_blocks.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
-        dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, True)
+        patch.setattr(conv_block, "LANES", lanes)
+        patch.setattr(conv_block, "method", method)
+        y, cache = conv_block.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
+        dx, *grads = conv_block.conv_bn_relu_backward(dy, cache, True)
         known = cache.statistics
-        folded = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, known, pad, 1e-5, None)
+        folded = conv_block.conv_bn_relu_predict(sources, w, b, gamma, beta, known, pad, 1e-5, None)
     dx64, dskip64, *grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
     dx64 *= x.value() > 0
 
@@ -139,7 +141,8 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
         assert error(dx[1], dskip64) < bound
     dw, _, dgamma, dbeta = grads
     dw64, _, dgamma64, dbeta64 = grads64
-    assert error(dw, dw64) < bound
+    # Where the terms of dw cancel out, their rounding stays: as large as that of a random sum.
+    assert np.abs(dw - dw64).max() < bound * max(np.abs(dw64).max(), np.linalg.norm(dy))
     assert np.abs(dgamma - dgamma64).max() < bound * sums(dy)
     assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
 
@@ -154,7 +157,7 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     trained=st.booleans(),
 )
 def test_a_small_block_equals_the_readable_one(rng, K, size, C, D, F, trained):
-    x = cpu_maps.Map(normal(rng, *size, C), positive(rng, C), normal(rng, C))
+    x = feature_maps.Map(normal(rng, *size, C), positive(rng, C), normal(rng, C))
     skip = normal(rng, *size, D) if D else None
     w, dy = normal(rng, K, K, C + D, F), normal(rng, *size, F)
     b, gamma, beta = (normal(rng, F) for _ in range(3))
@@ -167,7 +170,7 @@ def test_a_small_block_equals_the_readable_one(rng, K, size, C, D, F, trained):
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
 
     y, cache = cpu.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, ops.same_pad(K))
-    assert isinstance(cache, cpu_small.SmallCache)
+    assert isinstance(cache, conv_block_small.SmallCache)
     assert error(y.value(), y64) < ONE_AXIS
     grads = cpu.conv_bn_relu_backward(dy, cache)
     for gradient, exact in zip(
@@ -190,10 +193,10 @@ def sums(a):
 # ---------------------------------------------------------------------------- the other kernels
 
 
-@pytest.mark.parametrize("way", [cpu_up, cpu_up_direct])
+@pytest.mark.parametrize("way", [upsample, upsample_small])
 @given(rng=seeds, N=st.integers(1, 3), H=fours, W=fours, C=st.integers(1, 20), F=st.integers(1, 20))
 def test_upsampling_equals_the_readable_op(way, rng, N, H, W, C, F):
-    x = cpu_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
+    x = feature_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
     w, b, dy = normal(rng, 4, 4, F, C), normal(rng, F), normal(rng, N, 2 * H, 2 * W, F)
     y, cache = way.conv_transpose2d(x, w, b)
     dx, dw, db = way.conv_transpose2d_backward(dy, cache)
@@ -216,7 +219,7 @@ def test_upsampling_equals_the_readable_op(way, rng, N, H, W, C, F):
 def test_pooling_equals_the_readable_op(rng, N, H, W, C, levels):
     """Ties too: few levels make many."""
     z = rng.integers(-levels, levels, (N, 2 * H, 2 * W, C)).astype(np.float32)
-    x = cpu_maps.Map(z, np.ones(C, np.float32), np.zeros(C, np.float32))
+    x = feature_maps.Map(z, np.ones(C, np.float32), np.zeros(C, np.float32))
     dy, other = normal(rng, N, H, W, C), normal(rng, N, 2 * H, 2 * W, C)
     y, cache = cpu.max_pool2d(x)
     plain, plain_cache = ops.max_pool2d(x.value())
@@ -246,7 +249,7 @@ def test_which_path_a_block_takes(dtype, kernel, size, fast, rng):
     x, w = normal(rng, 1, size, size, 2).astype(dtype), normal(rng, kernel, kernel, 2, 3)
     vectors = [normal(rng, 3).astype(dtype) for _ in range(3)]
     _, cache = cpu.conv_bn_relu(x, None, w.astype(dtype), *vectors, None, ops.same_pad(kernel))
-    assert isinstance(cache, cpu_blocks.BlockCache if fast else ops.BlockCache)
+    assert isinstance(cache, conv_block.BlockCache if fast else ops.BlockCache)
 
 
 def test_a_gamma_of_zero_takes_the_readable_path(rng):
@@ -264,15 +267,15 @@ def test_in_training_few_pixels_of_many_channels_take_plain_products(rng):
         ones = np.ones(F, np.float32)
         return type(cpu.conv_bn_relu(x, None, w, ones, ones, ones, None, ops.same_pad(4))[1])
 
-    assert taken(1, 8, 40, 40) is cpu_small.SmallCache
-    assert taken(2, 8, 40, 40) is taken(1, 8, 40, 32) is cpu_blocks.BlockCache
+    assert taken(1, 8, 40, 40) is conv_block_small.SmallCache
+    assert taken(2, 8, 40, 40) is taken(1, 8, 40, 32) is conv_block.BlockCache
 
 
 def test_few_channels_take_windows_and_many_take_tiles():
-    assert isinstance(cpu_blocks.method(4, [3], 16, 256), cpu_windows.Windows)
-    assert isinstance(cpu_blocks.method(4, [32], 32, 128), cpu_windows.Windows)
-    assert isinstance(cpu_blocks.method(4, [32], 32, 128, backward=True), cpu_tiles.Tiles)
-    assert isinstance(cpu_blocks.method(4, [64], 64, 64), cpu_tiles.Tiles)
+    assert isinstance(conv_block.method(4, [3], 16, 256), toom_cook_rows.Windows)
+    assert isinstance(conv_block.method(4, [32], 32, 128), toom_cook_rows.Windows)
+    assert isinstance(conv_block.method(4, [32], 32, 128, backward=True), toom_cook_2d.Tiles)
+    assert isinstance(conv_block.method(4, [64], 64, 64), toom_cook_2d.Tiles)
 
 
 def test_a_whole_unet_runs_on_the_fast_path(rng, monkeypatch):

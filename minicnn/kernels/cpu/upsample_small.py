@@ -19,12 +19,12 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
-from minicnn.kernels.cpu_toom import strided
-from minicnn.kernels.cpu_windows import LIMIT_BYTES, largest_divisor
-from minicnn.memory import empty
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, largest_divisor
+from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum, padded, row_of
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import run, scratch, shares
+from minicnn.kernels.cpu.toom_cook import strided
 from minicnn.ops import Pad, pads
-from minicnn.threads import run, scratch, shares
 
 LANES, LANE_VALUES = 8, 1 << 20  # parts that sums are made in; fewer if they are large
 

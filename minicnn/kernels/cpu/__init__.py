@@ -3,7 +3,7 @@
 They fit float32, stride 1 and 'same' padding, kernels of 2, 3, 4 and images divisible by 4; for
 upsampling 4x4 with stride 2; for pooling 2x2; and 1x1 convolutions. `minicnn.ops` does the rest.
 
-Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see `cpu_maps`.
+Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see `feature_maps`.
 """
 
 from collections.abc import Callable
@@ -13,8 +13,17 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array
-from minicnn.kernels import cpu_adam, cpu_blocks, cpu_pool, cpu_small, cpu_up, cpu_up_direct
-from minicnn.kernels.cpu_maps import Gradient, Map
+from minicnn.kernels.cpu import (
+    conv_block,
+    conv_block_small,
+    pointwise,
+    pool,
+    upsample,
+    upsample_small,
+)
+from minicnn.kernels.cpu.adam import adam as adam
+from minicnn.kernels.cpu.feature_maps import Gradient, Map
+from minicnn.kernels.cpu.threads import run
 from minicnn.ops import (
     Pad,
     Statistics,
@@ -24,7 +33,6 @@ from minicnn.ops import (
     relu_backward,
 )
 from minicnn.ranks import ALONE, Ranks
-from minicnn.threads import run
 
 PIECE = 1 << 16  # values
 
@@ -80,19 +88,19 @@ def _plain(dy: Any) -> Array:
 
 def conv2d(x: Any, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple[Array, Any]:
     if x.dtype == w.dtype == np.float32 and len(w) == stride == 1 and pad == 0:
-        return cpu_pool.pointwise(_map(x), w, b)
+        return pointwise.conv2d(_map(x), w, b)
     return ops.conv2d(_array(x), w, b, stride, pad)
 
 
 def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
-    if isinstance(cache, cpu_pool.PointwiseCache):
-        return cpu_pool.pointwise_backward(dy, cache)
+    if isinstance(cache, pointwise.PointwiseCache):
+        return pointwise.conv2d_backward(dy, cache)
     return ops.conv2d_backward(dy, cache)
 
 
 def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
-    if cpu_up_direct.fits(_map(x), w, stride, crop):
-        way: Any = cpu_up if cpu_up.fits(_map(x)) else cpu_up_direct
+    if upsample_small.fits(_map(x), w, stride, crop):
+        way: Any = upsample if upsample.fits(_map(x)) else upsample_small
         y, cache = way.conv_transpose2d(_map(x), w, b)
     else:
         y, cache = ops.conv_transpose2d(_array(x), w, b, stride, crop)
@@ -100,25 +108,25 @@ def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0)
 
 
 def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
-    if isinstance(cache, cpu_up.UpCache):
-        return cpu_up.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
-    if isinstance(cache, cpu_up_direct.DirectCache):
-        return cpu_up_direct.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
+    if isinstance(cache, upsample.UpCache):
+        return upsample.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
+    if isinstance(cache, upsample_small.DirectCache):
+        return upsample_small.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
     return ops.conv_transpose2d_backward(dy, cache)
 
 
 def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
     _, H, W, _ = x.shape
     if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
-        pooled, cache = cpu_pool.max_pool2d(_map(x))
+        pooled, cache = pool.max_pool2d(_map(x))
         return (pooled if isinstance(x, Map) else pooled.z), cache
     y, cache = ops.max_pool2d(_array(x), size)
     return _like(x, y), cache
 
 
 def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Any:
-    if isinstance(cache, cpu_pool.PoolCache):
-        return cpu_pool.max_pool2d_backward(np.ascontiguousarray(dy), cache, other)
+    if isinstance(cache, pool.PoolCache):
+        return pool.max_pool2d_backward(np.ascontiguousarray(dy), cache, other)
     dx = ops.max_pool2d_backward(dy, cache)
     return dx if other is None else dx + other
 
@@ -137,11 +145,11 @@ def conv_bn_relu(
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     arguments = (gamma, beta, statistics, pad, eps, ranks)
-    small = cpu_small.fits(sources, w)
-    if cpu_blocks.fits(sources, w, gamma, pad) and not small:
-        block, cache = cpu_blocks.conv_bn_relu(sources, w, b, *arguments)
+    small = conv_block_small.fits(sources, w)
+    if conv_block.fits(sources, w, gamma, pad) and not small:
+        block, cache = conv_block.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
-    way: Any = cpu_small if small else ops
+    way: Any = conv_block_small if small else ops
     plain = None if skip is None else _array(skip)
     y, plain_cache = way.conv_bn_relu(_array(x), plain, w, b, *arguments)
     return _like(x, y), plain_cache
@@ -164,8 +172,8 @@ def conv_bn_relu_predict(
     kept: what was derived from these very constants before, for use again; None: they may change.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if cpu_blocks.fits(sources, w, gamma, pad):
-        y = cpu_blocks.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
+    if conv_block.fits(sources, w, gamma, pad):
+        y = conv_block.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
         return y if isinstance(x, Map) else y.value()
     return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
 
@@ -173,12 +181,12 @@ def conv_bn_relu_predict(
 def conv_bn_relu_backward(
     dy: Any, cache: Any, need_dx: bool = True
 ) -> tuple[Any, Any, Array, Array, Array, Array]:
-    if isinstance(cache, cpu_blocks.BlockCache):
-        dx, *grads = cpu_blocks.conv_bn_relu_backward(dy, cache, need_dx)
+    if isinstance(cache, conv_block.BlockCache):
+        dx, *grads = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
         dx, dskip = (*dx, None, None)[:2]
         return dx, dskip, *grads
-    if isinstance(cache, cpu_small.SmallCache):
-        return cpu_small.conv_bn_relu_backward(_plain(dy), cache, need_dx)
+    if isinstance(cache, conv_block_small.SmallCache):
+        return conv_block_small.conv_bn_relu_backward(_plain(dy), cache, need_dx)
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 
@@ -187,7 +195,6 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
     return (pixels.astype(np.float32) - np.float32(mean)) / np.float32(scale)
 
 
-adam = cpu_adam.adam
 # A GPU has kernels for these; here the formulas of their users are as good.
 loss: Any = None
 update_running: Any = None

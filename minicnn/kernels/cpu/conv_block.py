@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import (
+from minicnn.kernels.cpu.feature_maps import (
     BORDER,
     Gradient,
     Map,
@@ -27,13 +27,13 @@ from minicnn.kernels.cpu_maps import (
     padded,
     row_of,
 )
-from minicnn.kernels.cpu_tiles import Tiles
-from minicnn.kernels.cpu_toom import ONE, OUTPUTS, from_points, spread, to_points
-from minicnn.kernels.cpu_windows import Windows
-from minicnn.memory import empty
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import run, scratch, shares
+from minicnn.kernels.cpu.toom_cook import ONE, OUTPUTS, from_points, spread, to_points
+from minicnn.kernels.cpu.toom_cook_2d import Tiles
+from minicnn.kernels.cpu.toom_cook_rows import Windows
 from minicnn.ops import Pad, Statistics, pads, whole_batch
 from minicnn.ranks import ALONE, Ranks
-from minicnn.threads import run, scratch, shares
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads

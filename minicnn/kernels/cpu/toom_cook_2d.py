@@ -1,6 +1,6 @@
 """Toom-Cook along the row as well: F(4x4, KxK), for many channels.
 
-What `cpu_toom` made of the columns is transformed once more along the rows, tiles of 4 pixels
+What `toom_cook` made of the columns is transformed once more along the rows, tiles of 4 pixels
 with K - 1 more to P = K + 3 points each. A 4x4 kernel then takes 49 products for 16 outputs,
 49/16 C F a pixel in place of 16 C F:
 
@@ -16,10 +16,10 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_toom import OUTPUTS, strided, toom
-from minicnn.kernels.cpu_windows import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
-from minicnn.memory import empty
-from minicnn.threads import run, scratch, shares
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import run, scratch, shares
+from minicnn.kernels.cpu.toom_cook import OUTPUTS, strided, toom
 
 CHUNK = 1024  # weights transformed at a time
 SPLIT = 16  # a batch of small images is W / 16 pieces at least: less is not worth waking a thread

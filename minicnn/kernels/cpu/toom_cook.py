@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.threads import run
+from minicnn.kernels.cpu.threads import run
 
 OUTPUTS = 4  # made at a time, along the axis
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # small numbers: their powers are what costs digits

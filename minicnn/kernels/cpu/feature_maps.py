@@ -17,8 +17,8 @@ from typing import Protocol
 
 import numpy as np
 
-from minicnn.memory import empty
-from minicnn.threads import last_use, run, scratch
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import last_use, run, scratch
 
 BORDER = 8  # pixels that rows may be longer by than an image
 _tokens: Iterator[int] = itertools.count()

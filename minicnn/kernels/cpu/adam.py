@@ -9,7 +9,7 @@ is twelve passes over a piece, none of which asks for memory. Kingma & Ba 2015, 
 
 import numpy as np
 
-from minicnn.threads import run, scratch
+from minicnn.kernels.cpu.threads import run, scratch
 
 SMALL = 1 << 11  # values: parameters up to here are moved together, side by side
 PIECE = 1 << 17  # values: with smaller ones, threads wait for Python more than they work

@@ -13,11 +13,11 @@ norm and ReLU are the plain ones: z is small.
 import numpy as np
 
 from minicnn import ops
-from minicnn.kernels.cpu_maps import Map
-from minicnn.memory import empty
+from minicnn.kernels.cpu.feature_maps import Map
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import run, shares
 from minicnn.ops import Pad, Statistics, pads
 from minicnn.ranks import Ranks
-from minicnn.threads import run, shares
 
 PIXELS = 64  # of the whole batch, at most
 PARTS = 8  # that the weights are shared out in

@@ -3,7 +3,7 @@
 In NHWC the K pixels of a window lie side by side, K * C values. Windows K pixels apart do not
 overlap and are the rows of a matrix that needs no copy; K such matrices hold all windows:
 
-    M[i, x] = V[i, x : x + K] . U[i]         U[i] (K * C, F), for every point i of `cpu_toom`.
+    M[i, x] = V[i, x : x + K] . U[i]         U[i] (K * C, F), for every point i of `toom_cook`.
 
 With F(4, 4) down the columns that makes 7 C F products a pixel in place of 16, and no transform
 along the row: best for few channels. Products on overlapping windows of what is there, in place of
@@ -11,15 +11,17 @@ copies of them, are the idea of Cho & Brand 2017, arXiv:1706.06873.
 """
 
 from collections.abc import Sequence
-from functools import cache
 
 import numpy as np
 
-from minicnn.kernels.cpu_toom import OUTPUTS, combine, strided, toom
-from minicnn.memory import empty
-from minicnn.threads import scratch
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import scratch
+from minicnn.kernels.cpu.toom_cook import OUTPUTS, combine, strided, toom
 
 Weights = list[list[np.ndarray]]
+
+MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
 
 
 def windows(
@@ -152,15 +154,3 @@ class Windows:
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:
     return [a] if len(sizes) == 1 else np.split(a, np.cumsum(sizes)[:-1], axis)
-
-
-LIMIT_BYTES = 2 << 20  # of work arrays at a time: about a core's second cache
-PIECES = 2  # of a batch, at least: more of a small one are not worth their calls
-MULTIPLIED, CORRELATED = 1100, 300  # pixels in one matrix product that are fastest
-LIMIT_PRODUCTS = 1_000_000  # in one matrix product: up to here OpenBLAS need not copy its inputs
-
-
-@cache
-def largest_divisor(total: int, limit: int) -> int:
-    """The largest divisor of `total` that is at most `limit`, at least 1."""
-    return next(d for d in range(max(1, min(total, limit)), 0, -1) if total % d == 0)

@@ -15,18 +15,21 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu_maps import Gradient, Map, mask_and_sum, padded, row_of
-from minicnn.kernels.cpu_toom import ONE, OUTPUTS, combine, from_points, spread, to_points, toom
-from minicnn.kernels.cpu_up_direct import lanes
-from minicnn.kernels.cpu_windows import (
-    LIMIT_BYTES,
-    Windows,
-    interleaved,
-    largest_divisor,
-    windows,
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, largest_divisor
+from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum, padded, row_of
+from minicnn.kernels.cpu.memory import empty
+from minicnn.kernels.cpu.threads import run, scratch
+from minicnn.kernels.cpu.toom_cook import (
+    ONE,
+    OUTPUTS,
+    combine,
+    from_points,
+    spread,
+    to_points,
+    toom,
 )
-from minicnn.memory import empty
-from minicnn.threads import run, scratch
+from minicnn.kernels.cpu.toom_cook_rows import Windows, interleaved, windows
+from minicnn.kernels.cpu.upsample_small import lanes
 
 SMALL = 32  # pixels a row, up to which the weights are large beside the image
 TAPS = 2
@@ -35,7 +38,7 @@ SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees it
 
 
 def fits(x: Map) -> bool:
-    """Whether this is the way for what `cpu_up_direct` can do too: docs/benchmarks/layers.md."""
+    """Whether this is the way for what `upsample_small` can do too: docs/benchmarks/layers.md."""
     _, H, W, _ = x.shape
     return H % OUTPUTS == W % OUTPUTS == 0 and W > SMALL
 
