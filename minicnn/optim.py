@@ -1,6 +1,7 @@
-"""Optimisers, learning-rate schedules and gradient clipping."""
+"""Optimisers, the running average of a net, and learning-rate schedules."""
 
 import math
+from collections.abc import Iterable
 from copy import deepcopy
 from functools import partial
 from typing import Generic, TypeVar
@@ -17,33 +18,40 @@ Net = TypeVar("Net", bound=Layer)
 class Optimizer:
     """Reads a net's gradients, moves its parameters in place.
 
-    `lr` may be set between steps (a schedule does). `state()` is all that a resumed run needs.
+    `only` names the parameters to move; by default all. `lr` may be set between steps (a schedule
+    does). `state()` is all that a resumed run needs.
     """
 
     slots: tuple[str, ...] = ()  # the running averages kept for each parameter
 
-    def __init__(self, net: Layer, lr: float, weight_decay: float = 0.0) -> None:
-        self.net, self.lr, self.weight_decay = net, lr, weight_decay
+    def __init__(self, net: Layer, lr: float, only: Iterable[str] | None = None) -> None:
+        self.net, self.lr = net, lr
+        self.names = tuple(net.parameters() if only is None else only)
         self.steps = 0
         self.averages: dict[str, Array] = {
             f"{slot}.{name}": array_module(p).zeros_like(p)
             for slot in self.slots
-            for name, p in net.parameters().items()
+            for name, p in self.parameters().items()
         }
+
+    def parameters(self) -> dict[str, Array]:
+        """The parameters that this optimiser moves."""
+        parameters = self.net.parameters()
+        return {name: parameters[name] for name in self.names}
 
     def step(self) -> None:
         """One update of every parameter from its gradient."""
         self.steps += 1
         gradients = self.net.gradients()
-        for name, p in self.net.parameters().items():
+        for name, p in self.parameters().items():
             averages = (self.averages[f"{slot}.{name}"] for slot in self.slots)
             kernels_for(p).in_pieces(self._move, p, gradients[name], *averages)
 
     def _move(self, p: Array, g: Array, *averages: Array) -> None:
-        p -= self.update(p, g, *averages)
+        p -= self.update(g, *averages)
 
-    def update(self, p: Array, g: Array, *averages: Array) -> Array:
-        """What to subtract from parameter `p` with gradient `g`; moves the averages in place."""
+    def update(self, g: Array, *averages: Array) -> Array:
+        """What to subtract from a parameter with gradient `g`; moves the averages in place."""
         raise NotImplementedError
 
     def state(self) -> dict[str, Array]:
@@ -58,27 +66,25 @@ class Optimizer:
 
 
 class SGD(Optimizer):
-    """v = momentum v + g + decay p; p -= lr v."""
+    """v = momentum v + g; p -= lr v."""
 
     slots = ("velocity",)
 
-    def __init__(
-        self, net: Layer, lr: float, momentum: float = 0.9, weight_decay: float = 0.0
-    ) -> None:
-        super().__init__(net, lr, weight_decay)
+    def __init__(self, net: Layer, lr: float, momentum: float = 0.9) -> None:
+        super().__init__(net, lr)
         self.momentum = momentum
 
-    def update(self, p: Array, g: Array, *averages: Array) -> Array:
+    def update(self, g: Array, *averages: Array) -> Array:
         (velocity,) = averages
         velocity *= self.momentum
-        velocity += g + self.weight_decay * p
+        velocity += g
         return self.lr * velocity
 
 
 class Adam(Optimizer):
     """m, v = averages of g and g^2, corrected for starting at 0; p -= lr m / (sqrt(v) + eps).
 
-    Kingma & Ba 2015, arXiv:1412.6980. `weight_decay` is added to the gradient.
+    Kingma & Ba 2015, arXiv:1412.6980.
     """
 
     slots = ("m", "v")
@@ -89,13 +95,13 @@ class Adam(Optimizer):
         lr: float = 1e-3,
         betas: tuple[float, float] = (0.9, 0.999),
         eps: float = 1e-8,
-        weight_decay: float = 0.0,
+        only: Iterable[str] | None = None,
     ) -> None:
-        super().__init__(net, lr, weight_decay)
+        super().__init__(net, lr, only)
         self.betas, self.eps = betas, eps
 
     def step(self) -> None:
-        parameters, gradients = self.net.parameters(), self.net.gradients()
+        parameters, gradients = self.parameters(), self.net.gradients()
         fused = kernels_for(next(iter(parameters.values()))).adam
         if fused is None or any(p.dtype != np.float32 for p in parameters.values()):
             return super().step()
@@ -104,26 +110,15 @@ class Adam(Optimizer):
             (p, gradients[name], self.averages[f"m.{name}"], self.averages[f"v.{name}"])
             for name, p in parameters.items()
         ]
-        fused(rows, self.betas, *self._corrected(), self.eps, *self._decays())
+        fused(rows, self.betas, *self._corrected(), self.eps)
 
     def _corrected(self) -> tuple[float, float]:
         """The step and the divisor of sqrt(v), with which averages that start at 0 are right."""
         beta1, beta2 = self.betas
         return self.lr / (1 - beta1**self.steps), math.sqrt(1 - beta2**self.steps)
 
-    def _decays(self) -> tuple[float, float]:
-        """How much of a parameter is added to its gradient, and taken off the parameter."""
-        return self.weight_decay, 0.0
-
-    def update(self, p: Array, g: Array, *averages: Array) -> Array:
-        decay, shrink = self._decays()
-        if decay:
-            g = g + decay * p
-        step = self.adaptive(g, *averages)
-        return step + shrink * p if shrink else step
-
-    def adaptive(self, g: Array, m: Array, v: Array) -> Array:
-        """Adam's step for gradient `g`."""
+    def update(self, g: Array, *averages: Array) -> Array:
+        m, v = averages
         beta1, beta2 = self.betas
         m += (1 - beta1) * (g - m)
         v += (1 - beta2) * (g * g - v)
@@ -131,14 +126,99 @@ class Adam(Optimizer):
         return step * m / (array_module(v).sqrt(v) / root + self.eps)
 
 
-class AdamW(Adam):
-    """Adam with the decay applied to the parameter itself, not through the averages.
+class Muon(Optimizer):
+    """Turns each kernel's momentum into the nearest rotation before stepping along it.
 
-    Loshchilov & Hutter 2019, arXiv:1711.05101.
+    A kernel is read as the matrix W (K K C, F) that multiplies a window. With g its gradient,
+
+        m = momentum m + (1 - momentum) g,    u = g + momentum (m - g),
+        W -= lr |W| / sqrt(r) orthogonalised(u),    then W is scaled back to its first length,
+
+    where r = min(K K C, F) and |.| is the Frobenius norm: so lr is the share of its length that a
+    kernel moves by. The length itself says nothing where batch norm follows. In a gradient a few
+    directions drown all others; made orthogonal, all count the same (Jordan et al. 2024,
+    https://kellerjordan.github.io/posts/muon/). Biases, scales and 1 x 1 kernels, which the net's
+    head is, are left to Adam at the rate lr `adam`.
     """
 
-    def _decays(self) -> tuple[float, float]:
-        return 0.0, self.lr * self.weight_decay
+    slots = ("momentum",)
+
+    def __init__(
+        self, net: Layer, lr: float = 0.03, momentum: float = 0.95, adam: float = 1 / 15
+    ) -> None:
+        kernels = [name for name, p in net.parameters().items() if _is_kernel(p)]
+        super().__init__(net, lr, kernels)
+        self.momentum, self.share = momentum, adam
+        self.adam = Adam(net, lr * adam, only=[n for n in net.parameters() if n not in kernels])
+        self.lengths = {f"length.{name}": _length(p) for name, p in self.parameters().items()}
+
+    def step(self) -> None:
+        self.steps += 1
+        self.adam.lr = self.lr * self.share
+        self.adam.step()
+        gradients, parameters = self.net.gradients(), self.parameters()
+        names = sorted(parameters, key=lambda name: -parameters[name].size)  # the long ones first
+
+        def turn(number: int) -> None:
+            name = names[number]
+            p, length = parameters[name], self.lengths[f"length.{name}"]
+            p -= length * self.update(gradients[name], self.averages[f"momentum.{name}"])
+            p *= length / _length(p)
+
+        kernels_for(next(iter(gradients.values()))).for_each(turn, len(names))
+
+    def update(self, g: Array, *averages: Array) -> Array:
+        """The step as a share of the kernel's length, in the shape of the kernel."""
+        (m,) = averages
+        m += (1 - self.momentum) * (g - m)
+        u = (g + self.momentum * (m - g)).reshape(-1, g.shape[-1])  # (K K C, F)
+        return self.lr / math.sqrt(min(u.shape)) * orthogonalised(u).reshape(g.shape)
+
+    def state(self) -> dict[str, Array]:
+        inner = {f"adam.{name}": array for name, array in self.adam.state().items()}
+        return {**super().state(), **self.lengths, **inner}
+
+    def load_state(self, state: dict[str, Array]) -> None:
+        super().load_state(state)
+        for name, length in self.lengths.items():
+            length[...] = array_module(length).asarray(state[name])
+        self.adam.load_state(
+            {n.removeprefix("adam."): array for n, array in state.items() if n.startswith("adam.")}
+        )
+
+
+def _is_kernel(p: Array) -> bool:
+    return p.ndim == 4 and p.shape[0] * p.shape[1] > 1
+
+
+def _length(p: Array) -> Array:
+    xp = array_module(p)
+    return xp.sqrt((p * p).sum(keepdims=True))  # an array, for a checkpoint to hold
+
+
+NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's: brings what is above 0.003 to about 1
+
+
+def orthogonalised(u: Array, rounds: int = 5) -> Array:
+    """U V^T of u = U S V^T (m, n), with singular values that are only nearly 1: of 0.7 to 1.2.
+
+    The Newton-Schulz iteration X <- X (a I + b A + c A A), A = X^T X, from X = u / |u| on. Each
+    factor Q is a polynomial of A, so it commutes with A, and both can be carried on without X:
+    A <- Q A Q, P <- P Q, and X = u P / |u| at the end. What is iterated is then only as large as
+    the smaller side of u.
+    """
+    if u.shape[0] < u.shape[1]:
+        return orthogonalised(u.T, rounds).T
+    xp = array_module(u)
+    x = u / (_length(u) + 1e-20)
+    gram = x.T @ x  # (n, n)
+    a, b, c = NEWTON_SCHULZ
+    product = one = xp.eye(len(gram), dtype=u.dtype)
+    for _ in range(rounds):
+        factor = a * one + b * gram + c * (gram @ gram)
+        gram = factor @ gram @ factor
+        product = product @ factor
+    return x @ product
 
 
 class Average(Generic[Net]):
@@ -169,19 +249,6 @@ def _approach(share: float, a: Array, p: Array) -> None:
     a += share * (p - a)
 
 
-def clip_gradients(net: Layer, max_norm: float) -> float:
-    """Scale all gradients together so that their joint norm is at most `max_norm`.
-
-    Returns the norm before. Pascanu, Mikolov, Bengio 2013, arXiv:1211.5063.
-    """
-    gradients = net.gradients().values()
-    norm = math.sqrt(sum(float((g * g).sum(dtype=float)) for g in gradients))
-    if norm > max_norm:
-        for g in gradients:
-            g *= max_norm / norm
-    return norm
-
-
 class Constant:
     """The same learning rate at every step."""
 
@@ -206,21 +273,3 @@ class Cosine:
             return self.lr * (step + 1) / self.warmup
         done = (step - self.warmup) / max(1, self.steps - self.warmup)
         return self.lr * (1 + math.cos(math.pi * min(1.0, done))) / 2
-
-
-class ReduceOnPlateau:
-    """Multiply the rate by `factor` after more than `patience` observations without a rise."""
-
-    def __init__(self, lr: float, factor: float = 0.5, patience: int = 5) -> None:
-        self.lr, self.factor, self.patience = lr, factor, patience
-        self.best, self.waited = -math.inf, 0
-
-    def at(self, step: int) -> float:
-        return self.lr
-
-    def observe(self, score: float) -> None:
-        """Take note of an epoch's score, higher being better."""
-        self.waited = 0 if score > self.best else self.waited + 1
-        self.best = max(self.best, score)
-        if self.waited > self.patience:
-            self.lr, self.waited = self.lr * self.factor, 0

@@ -238,11 +238,17 @@ MUTANTS = {
         "1.0",
         f"{OPTIM_TESTS}the_first_step_by_hand[adam]",
     ),
-    "AdamW's decay unscaled": Mutant(
+    "Muon's steps grow with the kernel": Mutant(
         OPTIM,
-        "return 0.0, self.lr * self.weight_decay",
-        "return 0.0, self.weight_decay",
-        f"{OPTIM_TESTS}the_first_step_by_hand[adamw]",
+        "p -= length * self.update(gradients[name], m)",
+        "p -= self.update(gradients[name], m)",
+        f"{OPTIM_TESTS}muon_by_the_plain_iteration",
+    ),
+    "Muon without Nesterov's look ahead": Mutant(
+        OPTIM,
+        "u = (g + self.momentum * (m - g))",
+        "u = m",
+        f"{OPTIM_TESTS}muon_by_the_plain_iteration",
     ),
     "steps not resumed": Mutant(
         OPTIM,

@@ -558,6 +558,12 @@ def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
     f(*arrays)
 
 
+def for_each(job: Callable[[int], None], count: int) -> None:
+    """Call `job(0)` ... `job(count - 1)`, none of which waits for another."""
+    for number in range(count):
+        job(number)
+
+
 def normalise(pixels: Array, mean: float, scale: float) -> Array:
     """Bytes to float32: (pixels - mean) / scale."""
     pixels = _dense(pixels)
@@ -602,8 +608,6 @@ def adam(
     step: float,
     root: float,
     eps: float,
-    decay: float,
-    shrink: float,
 ) -> None:
     """Adam's step for all (p, g, m, v) in `rows`, as adam.cu has it: a launch for every MOST."""
     for start in range(0, len(rows), MOST):
@@ -616,5 +620,5 @@ def adam(
         table["count"], table["size"][: len(part)] = len(part), [row[0].size for row in part]
         blocks = -(-table["size"] // THREADS)
         table["first"] = np.cumsum(blocks) - blocks
-        numbers = map(float, (*betas, step, root, eps, decay, shrink))
+        numbers = map(float, (*betas, step, root, eps))
         _launch("adam", "adam", (int(blocks.sum()),), (THREADS,), table, *numbers)

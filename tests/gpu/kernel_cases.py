@@ -13,7 +13,7 @@ import numpy as np
 from minicnn import losses, ops
 from minicnn.layers import Layer
 from minicnn.ops import Statistics
-from minicnn.optim import Adam, AdamW
+from minicnn.optim import Adam
 
 TOLERANCE = 2e-5  # of the largest value
 TF32_TOLERANCE = 2e-3  # of TF32 against exact numbers: 10 bits behind the point in every factor
@@ -271,8 +271,7 @@ CASES = {
     "cross-entropy, extreme": loss(losses.bce_with_logits, masked=False, extreme=True),
     "Dice": loss(losses.soft_dice, masked=True),
     "Jaccard": loss(losses.soft_jaccard, masked=False, smooth=2.0),
-    "Adam": optimiser(Adam, weight_decay=0.1),
-    "AdamW": optimiser(AdamW, weight_decay=0.1),
+    "Adam": optimiser(Adam),
     "running averages": running(300),
     "bytes": bytes_to_floats((2, 9, 7, 3)),
 }

@@ -25,8 +25,7 @@ def replace_once(text, old, new):
 # module, what is there, what is put there, the case that must fail
 ARITHMETIC = {
     "a parameter left out": ("adam", "if (t.first[middle] <=", "if (t.first[middle] <", "Adam"),
-    "decay through the averages": ("adam", "t.g[row][i] + decay * p", "t.g[row][i]", "Adam"),
-    "decay not of the parameter": ("adam", " - shrink * p", "", "AdamW"),
+    "eps inside the root": ("adam", "sqrtf(v) / root + eps", "sqrtf(v + eps) / root", "Adam"),
     "unlabelled pixels counted": (
         "loss",
         "sums[COUNT] += v;",

@@ -198,11 +198,8 @@ class Slope(mc.Layer):
 OPTIMISERS = {
     "sgd": (optim.SGD, "SGD", {"momentum": 0.0}),
     "sgd, momentum": (optim.SGD, "SGD", {"momentum": 0.9}),
-    "sgd, momentum and decay": (optim.SGD, "SGD", {"momentum": 0.9, "weight_decay": 0.05}),
     "adam": (optim.Adam, "Adam", {}),
     "adam, set up otherwise": (optim.Adam, "Adam", {"betas": (0.8, 0.9), "eps": 1e-3}),
-    "adam, decay": (optim.Adam, "Adam", {"weight_decay": 0.05}),
-    "adamw": (optim.AdamW, "AdamW", {"weight_decay": 0.05}),
 }
 
 
@@ -223,35 +220,6 @@ def test_optimisers_take_the_same_path(torch, rng, name):
         reference.step()
         for key, tensor in tensors.items():
             close(net.params[key], tensor.detach().numpy())
-
-
-@pytest.mark.parametrize("max_norm", [0.5, 100.0])
-def test_clipping(torch, rng, max_norm):
-    net = Slope(rng)
-    net.grads = {key: rng.standard_normal(p.shape) for key, p in net.params.items()}
-    tensors = [torch.tensor(p) for p in net.params.values()]
-    for tensor, g in zip(tensors, net.grads.values(), strict=True):
-        tensor.grad = torch.tensor(g)
-    norm = optim.clip_gradients(net, max_norm)
-    assert norm == pytest.approx(torch.nn.utils.clip_grad_norm_(tensors, max_norm).item())
-    for tensor, g in zip(tensors, net.grads.values(), strict=True):
-        np.testing.assert_allclose(g, tensor.grad, rtol=1e-5)  # they divide by the norm + 1e-6
-
-
-def test_reduce_on_plateau(torch, rng):
-    scores = [0.1, 0.3, 0.3, 0.2, 0.3, 0.31, 0.1, 0.2, 0.1, 0.2, 0.3, 0.3, 0.4, 0.1]
-    mine = optim.ReduceOnPlateau(0.1, factor=0.5, patience=2)
-    holder = torch.optim.SGD([torch.zeros(1)], lr=0.1)
-    reference = torch.optim.lr_scheduler.ReduceLROnPlateau(
-        holder, "max", factor=0.5, patience=2, threshold=0
-    )
-    rates = []
-    for step, score in enumerate(scores):
-        mine.observe(score)
-        reference.step(score)
-        rates.append(holder.param_groups[0]["lr"])
-        assert mine.at(step) == pytest.approx(rates[-1])
-    assert len(set(rates)) == 4  # it fell three times
 
 
 def test_cosine(torch):

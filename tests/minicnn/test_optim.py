@@ -1,4 +1,4 @@
-"""Optimisers resumed from their state, schedules against closed forms, clipping by hand.
+"""Optimisers resumed from their state, Muon by its plain iteration, schedules by closed forms.
 
 That each optimiser takes PyTorch's steps is in test_against_torch.py.
 """
@@ -12,9 +12,9 @@ import minicnn as mc
 from minicnn import optim
 
 KINDS = {
-    "sgd": lambda net: optim.SGD(net, 0.05, momentum=0.8, weight_decay=0.01),
-    "adam": lambda net: optim.Adam(net, 0.05, weight_decay=0.01),
-    "adamw": lambda net: optim.AdamW(net, 0.05, weight_decay=0.01),
+    "sgd": lambda net: optim.SGD(net, 0.05, momentum=0.8),
+    "adam": lambda net: optim.Adam(net, 0.05),
+    "muon": lambda net: optim.Muon(net, 0.05, adam=1.0),
 }
 every_kind = pytest.mark.parametrize("make", KINDS.values(), ids=KINDS)
 
@@ -37,9 +37,9 @@ def test_the_first_step_by_hand(make):
     optimizer = make(net)
     optimizer.step()
     expected = {
-        optim.SGD: (1 - 0.05 * (2 + 0.01), 0.05 * 3),
+        optim.SGD: (1 - 0.05 * 2, 0.05 * 3),
         optim.Adam: (1 - 0.05, 0.05),  # whatever the gradient's size
-        optim.AdamW: (1 - 0.05 - 0.05 * 0.01, 0.05),
+        optim.Muon: (1 - 0.05, 0.05),  # it leaves what is no kernel to Adam
     }[type(optimizer)]
     np.testing.assert_allclose([net.params["gamma"][0], net.params["beta"][0]], expected, rtol=1e-6)
 
@@ -79,20 +79,59 @@ def test_parameters_move_in_place(make, rng):
     assert (held["0.w"] != before["0.w"]).all()
 
 
-def test_clipping_by_hand():
-    net = mc.BatchNorm2d(2)
-    net.grads = {"gamma": np.array([3.0, 0.0]), "beta": np.array([0.0, 4.0])}
-    assert optim.clip_gradients(net, 10) == pytest.approx(5)
-    np.testing.assert_array_equal(net.grads["gamma"], [3, 0])  # short enough: untouched
-    assert optim.clip_gradients(net, 1) == pytest.approx(5)
-    np.testing.assert_allclose(net.grads["gamma"], [0.6, 0])
-    np.testing.assert_allclose(net.grads["beta"], [0, 0.8])
+@pytest.mark.parametrize("shape", [(64, 16), (4096, 32), (9, 20), (48, 48), (5, 1)])
+@pytest.mark.parametrize("rounds", [1, 5])
+def test_orthogonalised_is_the_plain_iteration_and_bounds_the_singular_values(rng, shape, rounds):
+    """Against X <- X (a I + b X^T X + c (X^T X)^2) in float64, which the Gram form avoids."""
+    u = rng.standard_normal(shape).astype(np.float32)
+    x = u.astype(float) / np.linalg.norm(u.astype(float))
+    a, b, c = optim.NEWTON_SCHULZ
+    for _ in range(rounds):
+        gram = x.T @ x
+        x = a * x + b * x @ gram + c * x @ gram @ gram
+    got = optim.orthogonalised(u, rounds)
+    assert got.dtype == np.float32
+    np.testing.assert_allclose(got, x, atol=2e-5)
+    if rounds == 5:
+        singular = np.linalg.svd(optim.orthogonalised(u.astype(float)), compute_uv=False)
+        assert singular.min() > 0.3 and singular.max() < 1.3
+        left, _, right = np.linalg.svd(u.astype(float), full_matrices=False)
+        assert (x * (left @ right)).sum() / min(shape) > 0.6  # it is the nearest rotation's kin
 
 
-def test_clipping_tells_of_a_nan():
-    net = mc.BatchNorm2d(1)
-    net.grads = {"gamma": np.array([np.nan]), "beta": np.array([1.0])}
-    assert math.isnan(optim.clip_gradients(net, 1))
+def test_nothing_to_orthogonalise_is_nothing():
+    assert not optim.orthogonalised(np.zeros((6, 3), np.float32)).any()
+
+
+def test_muon_by_the_plain_iteration(rng):
+    """Three steps of a kernel in float64, beside the formulas of the docstring."""
+    net = mc.Conv2d(3, 4, 2, rng=rng)
+    w = net.params
+    w["w"], w["b"] = w["w"].astype(float), w["b"].astype(float)
+    expected, m = w["w"].copy(), np.zeros((12, 4))
+    length = np.linalg.norm(expected)
+    optimizer = optim.Muon(net, lr=0.1, momentum=0.8, adam=0.5)
+    a, b, c = optim.NEWTON_SCHULZ
+    for _ in range(3):
+        g = rng.standard_normal((2, 2, 3, 4))
+        net.grads = {"w": g, "b": np.ones(4)}
+        optimizer.step()
+        m = 0.8 * m + 0.2 * g.reshape(12, 4)
+        x = 0.2 * g.reshape(12, 4) + 0.8 * m
+        x /= np.linalg.norm(x)
+        for _ in range(5):
+            gram = x.T @ x
+            x = a * x + b * x @ gram + c * x @ gram @ gram
+        expected -= 0.1 * length / math.sqrt(4) * x.reshape(expected.shape)
+        expected *= length / np.linalg.norm(expected)
+        np.testing.assert_allclose(w["w"], expected, rtol=1e-9)
+    np.testing.assert_allclose(w["b"], -3 * 0.1 * 0.5, rtol=1e-6)  # Adam's, at half the rate
+
+
+def test_muon_leaves_kernels_of_one_pixel_to_adam(rng):
+    net = mc.Sequential(mc.Conv2d(3, 4, 2, rng=rng), mc.Conv2d(4, 1, 1, rng=rng))
+    optimizer = optim.Muon(net)
+    assert optimizer.names == ("0.w",) and optimizer.adam.names == ("0.b", "1.w", "1.b")
 
 
 def test_constant():
@@ -115,15 +154,6 @@ def test_cosine_with_warmup():
 def test_cosine_with_no_room(steps, warmup):
     schedule = optim.Cosine(1.0, steps, warmup)
     assert all(0 <= schedule.at(step) <= 1 for step in range(10))
-
-
-def test_plateau_by_hand():
-    schedule = optim.ReduceOnPlateau(1.0, factor=0.1, patience=1)
-    rates = []
-    for score in (0.5, 0.6, 0.6, 0.5, 0.59, 0.61, math.nan, 0.6):
-        schedule.observe(score)
-        rates.append(schedule.at(len(rates)))
-    np.testing.assert_allclose(rates, [1, 1, 1, 0.1, 0.1, 0.1, 0.1, 0.01])
 
 
 def test_an_average_follows_the_net_as_the_formula_says(rng):

@@ -69,6 +69,11 @@ def in_pieces(f: Callable[..., None], *arrays: Array) -> None:
     run(-(-arrays[0].size // PIECE), piece)
 
 
+def for_each(job: Callable[[int], None], count: int) -> None:
+    """Call `job(0)` ... `job(count - 1)`, none of which waits for another, on all threads."""
+    run(count, job)
+
+
 def _map(x: Any) -> Map:
     return x if isinstance(x, Map) else Map(np.ascontiguousarray(x))
 

@@ -23,10 +23,8 @@ def adam(
     step: float,
     root: float,
     eps: float,
-    decay: float,
-    shrink: float,
 ) -> None:
-    """Move all parameters; `decay` adds p to g, `shrink` takes p off p: see `minicnn.optim`."""
+    """Move all parameters: see `minicnn.optim`."""
     small = [row for row in rows if row[0].size <= SMALL]
     large = [row for row in rows if row[0].size > SMALL]
     joined = [_joined(small)] if small else []
@@ -36,8 +34,6 @@ def adam(
         row, start = pieces[j]
         p, g, m, v = (array.reshape(-1)[start : start + PIECE] for array in row)
         x = scratch("adam", p.size)
-        if decay:
-            g = np.add(g, np.multiply(p, np.float32(decay), out=x), out=scratch("g", p.size))
         np.subtract(g, m, out=x)
         x *= np.float32(1 - betas[0])
         m += x
@@ -49,8 +45,6 @@ def adam(
         x += np.float32(eps * root)
         np.divide(m, x, out=x)
         x *= np.float32(step * root)
-        if shrink:
-            p *= np.float32(1 - shrink)
         p -= x
 
     run(len(pieces), piece)

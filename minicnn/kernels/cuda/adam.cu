@@ -1,11 +1,10 @@
 // Adam for all parameters of a net in one launch.
 //
-//     g' = g + decay p
-//     m += (1 - beta1) (g' - m),   v += (1 - beta2) (g'^2 - v)
-//     p -= step m / (sqrt(v) / root + eps) + shrink p
+//     m += (1 - beta1) (g - m),   v += (1 - beta2) (g^2 - v)
+//     p -= step m / (sqrt(v) / root + eps)
 //     step = lr / (1 - beta1^t),   root = sqrt(1 - beta2^t)
 //
-// Kingma & Ba 2015; decay belongs to Adam, shrink to AdamW. The net has 82 parameters, most of them
+// Kingma & Ba 2015. The net has 82 parameters, most of them
 // tiny: launched one by one, the launches would take longer than the work. So a table of where
 // they all lie goes along with the launch, and every block looks up which one it works on.
 
@@ -22,8 +21,7 @@ struct Table {
 };
 
 extern "C" __global__ void __launch_bounds__(256) adam(
-    const Table t, float beta1, float beta2, float step, float root, float eps, float decay,
-    float shrink)
+    const Table t, float beta1, float beta2, float step, float root, float eps)
 {
     int row = 0, last = t.count - 1;
     while (row < last) {  // the last row that begins at this block or before
@@ -34,10 +32,10 @@ extern "C" __global__ void __launch_bounds__(256) adam(
     const int i = (blockIdx.x - t.first[row]) * blockDim.x + threadIdx.x;
     if (i >= t.size[row]) return;
     float p = t.p[row][i], m = t.m[row][i], v = t.v[row][i];
-    const float g = t.g[row][i] + decay * p;
+    const float g = t.g[row][i];
     m += (1.f - beta1) * (g - m);
     v += (1.f - beta2) * (g * g - v);
     t.m[row][i] = m;
     t.v[row][i] = v;
-    t.p[row][i] = p - step * m / (sqrtf(v) / root + eps) - shrink * p;
+    t.p[row][i] = p - step * m / (sqrtf(v) / root + eps);
 }
