@@ -9,7 +9,7 @@ from flask import Flask, Response, g, json, request
 from werkzeug.exceptions import HTTPException
 
 from segment.errors import InputError
-from segment.storage import StorageError
+from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")
 

@@ -28,7 +28,7 @@ from api.stac import now
 from api.store import ORPHAN_SECONDS, Store
 from api.uploads import Source, in_plain_words, sweep, sync
 from minicnn.files import atomic_write
-from segment.storage import ABSENT, Changed, Missing, StorageError
+from segment.storage.s3 import ABSENT, Changed, Missing, StorageError
 
 IDLE = 1.0  # seconds between two looks for work
 REPORT = 0.3  # seconds between two reports of progress

@@ -23,7 +23,7 @@ from minicnn.backend import choose_device
 from segment.model import Model, load_model, model_file
 from segment.predict import scene_bands, write_bands
 from segment.scenes import open_raster
-from segment.storage import StorageError
+from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")
 

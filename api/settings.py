@@ -6,7 +6,8 @@ from dataclasses import dataclass, fields
 from pathlib import Path
 from typing import Any
 
-from segment.storage import AnyPath, S3Path, to_path
+from segment.storage.paths import AnyPath, to_path
+from segment.storage.s3 import S3Path
 
 PREFIX = "MINICNN_"
 

@@ -20,7 +20,7 @@ from api.limits import lock
 from api.settings import Settings
 from api.uploads import Source, scratch_path, sync
 from minicnn.files import atomic_write
-from segment.storage import ABSENT, Changed, Missing, S3Path
+from segment.storage.s3 import ABSENT, Changed, Missing, S3Path
 
 ORPHAN_SECONDS = 3600
 ATTEMPTS = 20  # of a write that meets another one each time

@@ -28,10 +28,11 @@ from segment.metrics import Confusion, count_tiles, table
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.report import Evaluation, write_report
-from segment.run import Run, read_json
+from segment.run import Run
 from segment.scenes import BUILDING, IGNORE, find_scenes
 from segment.splits import SCENARIOS, Split, make_split
-from segment.storage import to_path
+from segment.storage.documents import read_json
+from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 from segment.views import averaged

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from segment.errors import InputError
-from segment.storage import AnyPath, join, local
+from segment.storage.paths import AnyPath, join, local
 
 _RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png"}
 _POLYGONS = {".geojson", ".json"}

@@ -14,7 +14,7 @@ from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
 from segment.scenes import CRS, Window, write_cog
 from segment.seams import seamless
 from segment.shards import MASKS, Piece, Plan, missing, read_plan
-from segment.storage import AnyPath, local, to_path, writing
+from segment.storage.paths import AnyPath, local, to_path, writing
 
 NAMED = 5  # shards in an error, and masks of a shard
 

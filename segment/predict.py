@@ -52,7 +52,7 @@ from segment.scenes import (
     write_cog,
     write_raster,
 )
-from segment.storage import AnyPath, to_path, writing
+from segment.storage.paths import AnyPath, to_path, writing
 from segment.views import averaged
 
 OVERLAP = 64  # pixels

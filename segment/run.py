@@ -4,17 +4,16 @@ A run in a bucket is written into a folder on this machine; `mirror` puts there 
 """
 
 import csv
-import json
 import logging
 import shutil
 import tempfile
 import weakref
 from pathlib import Path
-from typing import Any
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
-from segment.storage import ABSENT, AnyPath, Changed, S3Path, to_path
+from segment.storage.paths import AnyPath, to_path
+from segment.storage.s3 import ABSENT, Changed, S3Path
 
 Row = dict[str, float]
 
@@ -81,22 +80,6 @@ class Run:
 def _stamp(file: Path) -> list[int]:
     status = file.stat()
     return [status.st_ino, status.st_mtime_ns]
-
-
-def write_json(path: Path, document: Any) -> None:
-    """Write a JSON file that people can read, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
-
-
-def read_json(path: Path) -> Any:
-    """Read a JSON file of a run."""
-    try:
-        return json.loads(path.read_text())
-    except FileNotFoundError:
-        raise InputError(f"{path}: expected this file of a training run") from None
-    except ValueError as error:
-        raise InputError(f"{path}: expected JSON ({error})") from None
 
 
 def write_history(path: Path, rows: list[Row]) -> None:

@@ -37,7 +37,8 @@ from rasterio.windows import Window
 from minicnn.files import atomic_write
 from segment.errors import InputError
 from segment.layouts import Pair, find_pairs
-from segment.storage import AnyPath, S3Path, gdal_options, local, part, session, to_path
+from segment.storage.paths import AnyPath, local, part, to_path
+from segment.storage.s3 import S3Path, gdal_options, session
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
 

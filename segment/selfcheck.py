@@ -33,7 +33,7 @@ from minicnn.optim import Adam
 from segment.cli import add_device, parser, run, whole
 from segment.errors import InputError
 from segment.roofline import GPUS, count, seconds
-from segment.run import write_json
+from segment.storage.documents import write_json
 from segment.unet import UNet
 
 TOLERANCE = 1e-4  # of the largest value: float32 against float64

@@ -19,9 +19,9 @@ from affine import Affine
 
 from segment.blending import Box, block_edges
 from segment.errors import InputError
-from segment.run import read_json, write_json
 from segment.scenes import Scene, is_whole, open_raster
-from segment.storage import AnyPath, local, writing
+from segment.storage.documents import read_json, write_json
+from segment.storage.paths import AnyPath, local, writing
 
 MANIFEST, MASKS = "manifest.json", "masks"
 TAG = "MINICNN_PLAN"  # of a mask: the digest of the plan that it belongs to

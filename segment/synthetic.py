@@ -18,7 +18,8 @@ from segment import cli
 from segment.drawing import PIXEL, Drawing, Window, build
 from segment.errors import InputError
 from segment.scenes import open_raster, write_raster
-from segment.storage import S3Path, default_cache, to_path
+from segment.storage.paths import default_cache, to_path
+from segment.storage.s3 import S3Path
 from segment.town import CITIES, STYLES
 
 MAX_SIZE = 5000  # pixels

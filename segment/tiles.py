@@ -38,7 +38,7 @@ from segment.scenes import (
     read_pixels,
     working_shape,
 )
-from segment.storage import default_cache, local
+from segment.storage.paths import default_cache, local
 
 TILE = 256
 _FORMAT = 1  # raise it whenever the same sources would give other bytes

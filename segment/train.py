@@ -27,10 +27,11 @@ from segment.metrics import summarise, table
 from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
 from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
-from segment.run import Run, read_json, write_json
+from segment.run import Run
 from segment.scenes import Reading, find_scenes
 from segment.splits import SCENARIOS, make_split
-from segment.storage import to_path
+from segment.storage.documents import read_json, write_json
+from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
 from segment.tiles import TileStore, open_store
 from segment.trainer import Trainer

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
 
-from segment import storage
+from segment.storage import s3
 
 # Derandomised: a failure is there for everyone, on every run, until it is mended.
 settings.register_profile(
@@ -97,12 +97,12 @@ def bucket(request, environment, tmp_path):
         del os.environ[name]
     cache = str(tmp_path / "users-cache")
     os.environ.update({**buckets.KEYS, "AWS_ENDPOINT_URL": endpoint, "XDG_CACHE_HOME": cache})
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     name = f"b{secrets.token_hex(8)}"
     client = buckets.client(endpoint)
     client.create_bucket(Bucket=name)
-    yield storage.S3Path(name, "")
-    storage._connection.cache_clear()
+    yield s3.S3Path(name, "")
+    s3._connection.cache_clear()
     buckets.remove(client, name)
 
 
@@ -111,7 +111,7 @@ def faults(bucket):
     """What goes wrong between storage and the bucket's server: see `buckets.Faults`."""
     with buckets.Faults(os.environ["AWS_ENDPOINT_URL"]) as faults:
         os.environ["AWS_ENDPOINT_URL"] = faults.endpoint
-        storage._connection.cache_clear()
+        s3._connection.cache_clear()
         yield faults
 
 

@@ -14,9 +14,9 @@ from segment.evaluate import evaluate_tiles, main
 from segment.findings import examine
 from segment.metrics import Confusion, table
 from segment.model import ModelInfo, load_model, save_model
-from segment.run import write_json
 from segment.scenes import find_scenes
 from segment.splits import Split, make_split
+from segment.storage.documents import write_json
 from segment.tiles import open_store
 from segment.unet import UNet
 

@@ -11,10 +11,11 @@ import pytest
 from buckets import refusal
 
 from minicnn.checkpoint import load
-from segment import storage, synthetic
+from segment import synthetic
 from segment.model import ModelInfo, load_model, save_model
 from segment.predict import predict_scene
-from segment.storage import to_path
+from segment.storage import s3
+from segment.storage.paths import to_path
 from segment.synthetic import write_scenes
 from segment.unet import UNet
 
@@ -181,4 +182,4 @@ def test_what_is_missing_is_one_line_and_exit_code_2(there, bucket, model):
     ):
         out, err = finish(start(*arguments), 2)
         assert out == "" and err.count("\n") == 1 and words in err, err
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()

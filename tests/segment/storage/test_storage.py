@@ -12,11 +12,12 @@ import pytest
 from buckets import KEYS, client, refusal
 from pictures import UTM, photograph, write_pair, write_picture
 
-from segment import storage
 from segment.errors import InputError
 from segment.run import Run
 from segment.scenes import find_scenes, open_raster, read_pixels
-from segment.storage import ABSENT, Changed, Missing, S3Path, join, local, part, to_path, writing
+from segment.storage import paths, s3
+from segment.storage.paths import join, local, part, to_path, writing
+from segment.storage.s3 import ABSENT, Changed, Missing, S3Path
 
 ROOT = Path(__file__).parents[2]
 MEGABYTE = 1 << 20
@@ -26,7 +27,7 @@ def put_folder(folder, home):
     """Put a folder's files into a bucket; returns the path of the whole."""
     for file in folder.rglob("*"):
         if file.is_file():
-            storage.S3Path(home.bucket, file.relative_to(folder.parent).as_posix()).upload(file)
+            s3.S3Path(home.bucket, file.relative_to(folder.parent).as_posix()).upload(file)
     return home / folder.name
 
 
@@ -156,7 +157,7 @@ def test_an_answer_that_got_lost_is_no_conflict(bucket, faults):
     faults.script = [("deaf",)]
     version = (bucket / "k").write(b"1", ABSENT)
     assert faults.met == 1 and (bucket / "k").read() == (b"1", version)
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     faults.script = [("deaf",)]
     version = (bucket / "k").write(b"2", version)
     assert faults.met == 2 and (bucket / "k").read() == (b"2", version)
@@ -228,7 +229,7 @@ def test_no_key_makes_a_file_outside_the_cache(bucket, tmp_path):
         pytest.skip("the server refuses such keys itself")
     path = S3Path(bucket.bucket, "images/../../../../escaped.tif", '"etag"')
     with pytest.raises(InputError, match="no file of this name"):
-        storage._kept(path, tmp_path / "cache" / "s3")
+        paths._kept(path, tmp_path / "cache" / "s3")
     assert not list(tmp_path.rglob("escaped*")) and not list(tmp_path.parent.glob("escaped*"))
 
 
@@ -272,9 +273,9 @@ def test_what_the_server_refuses_is_one_sentence(bucket, faults, tmp_path, statu
 
 def test_no_network_no_credentials_no_profile_no_boto3(bucket, monkeypatch):
     def told(**environment):
-        storage._connection.cache_clear()
+        s3._connection.cache_clear()
         with monkeypatch.context() as patch:
-            patch.setattr(storage, "RETRIES", 1)
+            patch.setattr(s3, "RETRIES", 1)
             for name, value in environment.items():
                 patch.setenv(name, value) if value else patch.delenv(name)
             return sentence((bucket / "k").exists)
@@ -285,7 +286,7 @@ def test_no_network_no_credentials_no_profile_no_boto3(bucket, monkeypatch):
     )
     assert "profile (nobody)" in told(AWS_PROFILE="nobody")
     assert "nonsense" in told(AWS_ENDPOINT_URL="nonsense")
-    monkeypatch.setattr(storage, "find_spec", lambda name: None)
+    monkeypatch.setattr(s3, "find_spec", lambda name: None)
     assert sentence((bucket / "k").exists) == "s3:// needs boto3: pip install boto3"
 
 
@@ -301,10 +302,10 @@ def test_the_endpoint_may_be_in_the_profile(bucket, tmp_path):
         f"[services local]\ns3 =\n  endpoint_url = {endpoint}\n"
     )
     os.environ.update(AWS_CONFIG_FILE=str(tmp_path / "config"), AWS_PROFILE="mine")
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     scene = write_picture(tmp_path / "scene.tif", photograph(40, 50), **UTM)
     (bucket / "scene.tif").upload(scene)
-    assert storage.gdal_options(bucket / "s")["AWS_REGION"] == "eu-west-3"
+    assert s3.gdal_options(bucket / "s")["AWS_REGION"] == "eu-west-3"
     with open_raster(bucket / "scene.tif") as there:
         assert there.shape == (40, 50)
 
@@ -324,12 +325,12 @@ def test_gdal_is_told_the_same_endpoint(monkeypatch, endpoint, host, https, in_p
     if endpoint:
         monkeypatch.setenv("AWS_ENDPOINT_URL_S3", endpoint)
     monkeypatch.setenv("AWS_REGION", "eu-west-3")
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     monkeypatch.setattr(S3Path, "beside", lambda self: [])
-    options = storage.gdal_options(S3Path("b", "k"))
+    options = s3.gdal_options(S3Path("b", "k"))
     assert (options["AWS_S3_ENDPOINT"], options["AWS_HTTPS"]) == (host, https)
     assert (options.get("AWS_VIRTUAL_HOSTING") == "FALSE") == in_path
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
 
 
 # ---------------------------------------------------------------- scenes
@@ -505,7 +506,7 @@ def test_an_upload_whose_connections_break_arrives(bucket, faults, large, cut):
 @pytest.mark.parametrize("cut", [0, 200_000, 5 * MEGABYTE])
 def test_a_download_whose_connections_break_arrives(bucket, faults, large, tmp_path, cut):
     (bucket / "large").upload(large)
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     faults.script = [None, *[("down", cut)] * 3]
     (bucket / "large").download(tmp_path / "back")
     assert faults.met and (tmp_path / "back").read_bytes() == large.read_bytes()
@@ -537,7 +538,7 @@ def test_a_busy_server_is_asked_again(bucket, faults, large, tmp_path):
     faults.script = [busy] * 3
     (bucket / "large").upload(large)
     faults.script = [busy] * 3
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     (bucket / "large").download(tmp_path / "back")
     assert faults.met >= 4 and (tmp_path / "back").read_bytes() == large.read_bytes()
 
@@ -545,10 +546,10 @@ def test_a_busy_server_is_asked_again(bucket, faults, large, tmp_path):
 @pytest.mark.parametrize("fault", [("up", MEGABYTE), refusal(503, "SlowDown")])
 def test_what_never_gets_through_leaves_nothing(bucket, faults, large, monkeypatch, fault):
     """No object, no part of one, and the version before is still there."""
-    monkeypatch.setattr(storage, "RETRIES", 2)
-    storage._connection.cache_clear()
+    monkeypatch.setattr(s3, "RETRIES", 2)
+    s3._connection.cache_clear()
     (bucket / "large").write(b"before")
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     faults.always = fault
     assert str(bucket / "large") in sentence(lambda: (bucket / "large").upload(large))
     faults.always = None
@@ -558,7 +559,7 @@ def test_what_never_gets_through_leaves_nothing(bucket, faults, large, monkeypat
 def test_expired_in_the_middle_of_an_upload(bucket, faults, large):
     """The first request gets through, all others meet expired credentials."""
     (bucket / "large").write(b"before")
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     faults.script = [None] + [refusal(400, "ExpiredToken")] * 40
     assert "credentials have expired" in sentence(lambda: (bucket / "large").upload(large))
     faults.script = []
@@ -578,7 +579,7 @@ def test_a_scene_is_read_through_a_bad_network(bucket, faults, tmp_path, fault):
 def test_a_scene_that_cannot_be_read_on_is_one_sentence(bucket, faults, tmp_path):
     scene = write_picture(tmp_path / "s.tif", photograph(2000, 2000), **UTM)
     (bucket / "s.tif").upload(scene)
-    storage._connection.cache_clear()
+    s3._connection.cache_clear()
     faults.script = [None] + [("down", 300_000)] * 1000
     there, errors = read_elsewhere(bucket / "s.tif", 2000, (0, 0))
     last = errors.splitlines()[-1]

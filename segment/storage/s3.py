@@ -1,9 +1,4 @@
-"""A path or an s3:// URI, the same everywhere: listing, reading, fetching, publishing.
-
-`to_path` turns what a user named into a `Path` or an `S3Path`, which answers the questions that
-the application asks of a `Path`. What is read whole is fetched into a cache on the disk (`local`),
-what is read in windows is read in place (`gdal_options`), what is written appears whole or not at
-all (`writing`, `S3Path.write`).
+"""Objects in a bucket, named as paths are: what there is, reading, writing, transfers of any size.
 
 boto3 does the transfers: in parallel, in parts, each with a checksum, with retries. Endpoint,
 region, profile and credentials are those of the usual AWS variables and files.
@@ -11,19 +6,15 @@ region, profile and credentials are those of the usual AWS variables and files.
 
 import errno
 import hashlib
-import json
 import os
-import sys
-import tempfile
-from collections.abc import Iterable, Iterator
-from concurrent.futures import ThreadPoolExecutor
+from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
 from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
-from typing import Any, TypeAlias
+from typing import Any
 from urllib.parse import urlsplit
 
 from minicnn.files import atomic_write
@@ -45,20 +36,6 @@ class Changed(StorageError):
 
 class Missing(StorageError):
     """There is no such object, or no such bucket."""
-
-
-def to_path(name: "str | AnyPath") -> "AnyPath":
-    """What a user named: s3://bucket/key, or a path on this machine."""
-    if isinstance(name, S3Path):
-        return name
-    scheme, slash, rest = str(name).partition(":/")  # pathlib makes one slash of two
-    if not slash or scheme != "s3":
-        return Path(name)
-    bucket, _, key = rest.lstrip("/").partition("/")
-    parts = PurePosixPath(key).parts
-    if not bucket or ".." in parts:
-        raise InputError(f"{name}: expected s3://bucket/key, without ..")
-    return S3Path(bucket, "/".join(parts))
 
 
 @dataclass(frozen=True, order=True)
@@ -166,6 +143,18 @@ class S3Path:
     def read_bytes(self) -> bytes:
         return self.read()[0]
 
+    def part(self, start: int, count: int) -> bytes:
+        """`count` bytes from `start`, fewer at its end; the last ones if `start` is negative."""
+        wanted = f"bytes={start}-{start + count - 1}" if start >= 0 else f"bytes=-{count}"
+        client, where = _client(), {"Bucket": self.bucket, "Key": self.key}
+        with _in_plain_words(self):
+            try:
+                return client.get_object(**where, Range=wanted)["Body"].read()
+            except client.exceptions.ClientError as error:
+                if error.response["Error"]["Code"] != "InvalidRange":  # of an empty file
+                    raise
+                return b""
+
     def write(self, data: bytes, replaces: str | None = None) -> str:
         """Put an object in one request, whole or not at all; returns its version.
 
@@ -225,9 +214,6 @@ class S3Path:
         return head["ETag"]
 
 
-AnyPath: TypeAlias = Path | S3Path
-
-
 class _Pinned:
     """Tells s3transfer which version to fetch, so that no two are ever mixed."""
 
@@ -250,100 +236,6 @@ def _sha256(file: Path) -> str:
         while block := stream.read(1 << 20):
             digest.update(block)
     return digest.hexdigest()
-
-
-# ---------------------------------------------------------------- either kind of path
-
-
-def join(folder: "AnyPath", name: str) -> "AnyPath":
-    """`name` as a file in `folder` means it: relative to it, unless it is a path or URI in full."""
-    full = name.startswith(("s3:/", "/"))
-    return to_path(name) if full else to_path(f"{folder}/{name}")
-
-
-def part(path: "AnyPath", start: int, count: int) -> bytes:
-    """`count` bytes of a file from `start`, fewer at its end; its last ones if that is negative."""
-    if isinstance(path, S3Path):
-        wanted = f"bytes={start}-{start + count - 1}" if start >= 0 else f"bytes=-{count}"
-        client, where = _client(), {"Bucket": path.bucket, "Key": path.key}
-        with _in_plain_words(path):
-            try:
-                return client.get_object(**where, Range=wanted)["Body"].read()
-            except client.exceptions.ClientError as error:
-                if error.response["Error"]["Code"] != "InvalidRange":  # of an empty file
-                    raise
-                return b""
-    with path.open("rb") as file:
-        file.seek(start if start >= 0 else max(0, path.stat().st_size - count))
-        return file.read(count)
-
-
-@contextmanager
-def writing(path: "AnyPath") -> Iterator[Path]:
-    """Yield the file to write; at the end it is at `path`, which sees it whole or not at all.
-
-    A path on this machine is yielded as it is: every writer of the application is atomic.
-    """
-    if isinstance(path, Path):
-        path.parent.mkdir(parents=True, exist_ok=True)
-        yield path
-        return
-    with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
-        yield Path(folder) / path.name
-        path.upload(Path(folder) / path.name)
-
-
-def local(
-    paths: Iterable["AnyPath"], cache: str | Path | None = None, beside: Iterable[str] = ()
-) -> list[Path]:
-    """The files on this machine: fetched into the cache, unless their version is there already.
-
-    Files of the endings `beside` come along: picture.tif.msk and picture.msk with picture.tif.
-    InputError names the first one that is missing.
-    """
-    paths = list(paths)
-    remote = [path for path in paths if isinstance(path, S3Path)]
-    if not remote:
-        return [path for path in paths if isinstance(path, Path)]
-    there = {file: file for folder in {p.parent for p in remote} for file in folder.iterdir()}
-    wanted = dict.fromkeys(remote)
-    for path in remote:
-        if path not in there or not there[path].etag:
-            raise Missing(f"{path}: no such file")
-        names = (path.with_name(n + ending) for n in (path.name, path.stem) for ending in beside)
-        wanted |= dict.fromkeys(name for name in names if name in there)
-    root = (Path(cache) if cache else default_cache()) / "s3"
-    with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
-        kept = dict(zip(wanted, pool.map(lambda p: _kept(there[p], root), wanted), strict=True))
-    return [kept[path] if isinstance(path, S3Path) else path for path in paths]
-
-
-def _kept(path: S3Path, root: Path) -> Path:
-    """The cached copy of a listed object; its note says which version it is, and of which file."""
-    file = root / path.bucket / path.key
-    if not file.resolve().is_relative_to(root.resolve()):
-        raise InputError(f"{path}: no file of this name can be kept here")
-    note = file.with_name(f".{file.name}.version")
-    try:
-        if json.loads(note.read_bytes()) == [path.etag, *_stamp(file)]:
-            return file
-    except (OSError, ValueError):
-        pass
-    etag = path.download(file)
-    with atomic_write(note) as temporary:
-        temporary.write_text(json.dumps([etag, *_stamp(file)]))
-    return file
-
-
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_ino, status.st_mtime_ns]
-
-
-def default_cache() -> Path:
-    """The user's cache folder: $XDG_CACHE_HOME, or the one that the system sets aside for it."""
-    usual = "Library/Caches" if sys.platform == "darwin" else ".cache"
-    return Path(os.environ.get("XDG_CACHE_HOME") or Path.home() / usual) / "minicnn"
 
 
 # ---------------------------------------------------------------- the connection
