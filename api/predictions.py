@@ -20,9 +20,9 @@ from api.settings import Settings
 from api.store import evict
 from api.uploads import Source
 from minicnn.backend import choose_device
+from segment.data.rasters import open_raster
 from segment.model import Model, load_model, model_file
 from segment.predict import scene_bands, write_bands
-from segment.scenes import open_raster
 from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")

@@ -17,10 +17,11 @@ from api.errors import Problem
 from api.png import write_png
 from api.predictions import Predictor, Step
 from api.uploads import Source, in_plain_words
+from segment.data.ground import ground_pixel_size
+from segment.data.rasters import Window, open_raster, read_pixels
 from segment.footprints import Footprints, feature_collection, polygons, require_place
 from segment.plots import tinted
 from segment.predict import Band, write_bands
-from segment.scenes import Window, ground_pixel_size, open_raster, read_pixels
 
 ROWS = 256
 CORNERS = 1_000_000  # of outlines: more would take more memory than the mask itself

@@ -9,7 +9,8 @@ from typing import Any
 from flask import url_for
 
 from api.products import corners
-from segment.scenes import ground_pixel_size, open_raster
+from segment.data.ground import ground_pixel_size
+from segment.data.rasters import open_raster
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 FIRST_AERIAL_PHOTOGRAPH = "1858-01-01T00:00:00Z"  # by Nadar, from a balloon over Petit-Bicêtre

@@ -18,9 +18,10 @@ from werkzeug.datastructures import FileStorage
 
 from api.errors import Problem, plain
 from api.settings import Settings
+from segment.data.ground import ground_pixel_size, working_shape
+from segment.data.rasters import open_raster, read_pixels
 from segment.errors import InputError
 from segment.model import ModelInfo
-from segment.scenes import ground_pixel_size, open_raster, read_pixels, working_shape
 
 CHUNK = 1 << 20
 MEDIA = {"GTiff": "image/tiff", "JPEG": "image/jpeg", "PNG": "image/png"}

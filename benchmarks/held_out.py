@@ -14,12 +14,14 @@ from typing import Any
 
 import numpy as np
 
+from segment.data.labels import IGNORE, read_label
+from segment.data.rasters import open_raster, read_pixels
+from segment.data.scenes import find_scenes
+from segment.data.tiles import TILE
 from segment.findings import boundary_counts, boundary_distance, match_objects, object_scores
 from segment.metrics import Confusion
 from segment.model import Model, load_model
-from segment.scenes import IGNORE, find_scenes, open_raster, read_label, read_pixels
 from segment.synthetic import CITIES, write_scenes
-from segment.tiles import TILE
 
 SEED = 1000
 RIM = boundary_distance(TILE, TILE)  # that of a tile, whatever the size of a scene

@@ -29,13 +29,14 @@ from minicnn.checkpoint import net_arrays
 from minicnn.losses import Loss, bce_with_logits, soft_jaccard, total
 from minicnn.optim import Constant, Cosine
 from segment import trainer
-from segment.augment import augment
+from segment.data.augment import augment
+from segment.data.labels import BUILDING, IGNORE
+from segment.data.scenes import find_scenes
+from segment.data.splits import make_split
+from segment.data.tiles import TileStore, open_store
 from segment.metrics import BINS, Confusion, calibrate, count_tiles, histogram
 from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run import Run
-from segment.scenes import BUILDING, IGNORE, find_scenes
-from segment.splits import make_split
-from segment.tiles import TileStore, open_store
 from segment.trainer import LOSS, Trainer, visits
 from segment.unet import UNet
 

@@ -22,6 +22,10 @@ from segment.cli import (
     progress,
     run,
 )
+from segment.data.labels import BUILDING, IGNORE
+from segment.data.scenes import find_scenes
+from segment.data.splits import SCENARIOS, Split, make_split
+from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.findings import Batch, examine
 from segment.metrics import Confusion, count_tiles, table
@@ -29,12 +33,9 @@ from segment.model import Model, load_model
 from segment.plots import Example
 from segment.report import Evaluation, write_report
 from segment.run import Run
-from segment.scenes import BUILDING, IGNORE, find_scenes
-from segment.splits import SCENARIOS, Split, make_split
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
-from segment.tiles import TileStore, open_store
 from segment.views import averaged
 
 BATCH = 8

@@ -7,11 +7,11 @@ from collections.abc import Iterator
 from pathlib import Path
 
 from segment.cli import add_outlines, parser, progress, run
+from segment.data.rasters import CRS, Window, write_cog
 from segment.errors import InputError
 from segment.footprints import Footprints, placed, require_place, require_vector
 from segment.geoparquet import write_geoparquet
 from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
-from segment.scenes import CRS, Window, write_cog
 from segment.seams import seamless
 from segment.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.storage.paths import AnyPath, local, to_path, writing

@@ -13,7 +13,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import Array, array_module
-from segment.tiles import Tile
+from segment.data.tiles import Tile
 
 BINS = 256
 

@@ -11,7 +11,7 @@ import minicnn
 from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
-from segment.scenes import Reading
+from segment.data.rasters import Reading
 from segment.storage.paths import AnyPath, local, to_path
 from segment.unet import UNet
 

@@ -37,21 +37,12 @@ from segment.cli import (
     whole,
     within,
 )
+from segment.data.ground import ground_pixel_size, working_shape
+from segment.data.rasters import Window, open_raster, read_pixels, shifted, write_cog, write_raster
+from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
 from segment.model import Model, load_model, model_file
 from segment.plots import overlay
-from segment.scenes import (
-    Scene,
-    Window,
-    find_scenes,
-    ground_pixel_size,
-    open_raster,
-    read_pixels,
-    shifted,
-    working_shape,
-    write_cog,
-    write_raster,
-)
 from segment.storage.paths import AnyPath, to_path, writing
 from segment.views import averaged
 

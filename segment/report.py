@@ -14,6 +14,7 @@ import numpy as np
 
 from minicnn.files import atomic_write
 from segment import plots
+from segment.data.tiles import TILE
 from segment.findings import (
     SIZES,
     Findings,
@@ -22,7 +23,6 @@ from segment.findings import (
     precision_recall,
     reliability,
 )
-from segment.tiles import TILE
 
 # Out of sample, binarised: median IoU and accuracy, as published.
 PUBLISHED = (

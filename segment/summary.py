@@ -2,7 +2,7 @@
 
 from minicnn.summary import table
 from segment.cli import parser, run
-from segment.tiles import TILE
+from segment.data.tiles import TILE
 from segment.unet import UNet
 
 

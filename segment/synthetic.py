@@ -15,9 +15,9 @@ import numpy as np
 from rasterio import Affine
 
 from segment import cli
+from segment.data.rasters import open_raster, write_raster
 from segment.drawing import PIXEL, Drawing, Window, build
 from segment.errors import InputError
-from segment.scenes import open_raster, write_raster
 from segment.storage.paths import default_cache, to_path
 from segment.storage.s3 import S3Path
 from segment.town import CITIES, STYLES

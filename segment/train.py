@@ -20,6 +20,10 @@ from segment.cli import (
     run,
     whole,
 )
+from segment.data.rasters import Reading
+from segment.data.scenes import find_scenes
+from segment.data.splits import SCENARIOS, make_split
+from segment.data.tiles import TileStore, open_store
 from segment.distributed import World, join
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles, example, ranked
@@ -28,12 +32,9 @@ from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
 from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run import Run
-from segment.scenes import Reading, find_scenes
-from segment.splits import SCENARIOS, make_split
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
-from segment.tiles import TileStore, open_store
 from segment.trainer import Trainer
 from segment.unet import UNet
 

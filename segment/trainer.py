@@ -20,16 +20,16 @@ from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Adam, Average, Cosine
-from segment.augment import augment
 from segment.cli import Terminated, progress
+from segment.data.augment import augment
+from segment.data.labels import BACKGROUND, BUILDING, IGNORE
+from segment.data.tiles import TileStore
 from segment.distributed import World
 from segment.errors import InputError
 from segment.metrics import BINS, Confusion, calibrate, histogram
 from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
 from segment.run import Row, Run, write_history
-from segment.scenes import BACKGROUND, BUILDING, IGNORE
-from segment.tiles import TileStore
 from segment.unet import UNet
 
 READ_EVERY = 50  # steps between two looks at how a GPU is doing, which it must be stopped for

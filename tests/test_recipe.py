@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minicnn.checkpoint import net_arrays
-from segment.scenes import IGNORE
-from segment.tiles import Tile, TileStore
+from segment.data.labels import IGNORE
+from segment.data.tiles import Tile, TileStore
 
 pytest.importorskip("torch")
 recipe = pytest.importorskip("benchmarks.recipe")

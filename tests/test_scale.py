@@ -19,8 +19,9 @@ with open("/proc/self/status") as status:
 """
 CUT = f"""
 import sys
-from segment.scenes import Reading, find_scenes
-from segment.tiles import open_store
+from segment.data.rasters import Reading
+from segment.data.scenes import find_scenes
+from segment.data.tiles import open_store
 store = open_store(find_scenes([sys.argv[1]]), Reading(), cache=sys.argv[2])
 assert len(store) == 4 * 19 * 19
 {PEAK}

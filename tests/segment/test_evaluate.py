@@ -9,15 +9,15 @@ import pytest
 import rasterio
 
 from segment import evaluate
+from segment.data.scenes import find_scenes
+from segment.data.splits import Split, make_split
+from segment.data.tiles import open_store
 from segment.errors import InputError
 from segment.evaluate import evaluate_tiles, main
 from segment.findings import examine
 from segment.metrics import Confusion, table
 from segment.model import ModelInfo, load_model, save_model
-from segment.scenes import find_scenes
-from segment.splits import Split, make_split
 from segment.storage.documents import write_json
-from segment.tiles import open_store
 from segment.unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 
 from segment import export
+from segment.data.rasters import Reading
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model, save_model
-from segment.scenes import Reading
 from segment.synthetic import draw_scene
 from segment.unet import UNet
 

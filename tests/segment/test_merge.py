@@ -13,8 +13,8 @@ from test_predict import PLACE, UTM, Redness, photograph, write
 from test_shards import Edgy, predict_shards
 
 from segment import blending, footprints, merge, mosaic, predict
+from segment.data.rasters import shifted
 from segment.errors import InputError
-from segment.scenes import shifted
 
 shapely = pytest.importorskip("shapely")
 geopandas = pytest.importorskip("geopandas")

@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from minicnn.checkpoint import CheckpointError, net_arrays, save
+from segment.data.rasters import Reading
 from segment.model import ModelInfo, load_model, save_model
-from segment.scenes import Reading
 from segment.unet import UNet
 
 

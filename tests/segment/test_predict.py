@@ -15,10 +15,10 @@ from affine import Affine
 from rasterio.crs import CRS
 
 from segment import blending, predict
+from segment.data.rasters import open_raster
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model
 from segment.predict import Band, main, predict_scene
-from segment.scenes import open_raster
 from segment.unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")

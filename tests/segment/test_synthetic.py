@@ -17,8 +17,8 @@ from shapely import affinity
 from shapely.geometry import box, shape
 
 from segment import drawing, synthetic, town
+from segment.data.scenes import find_scenes
 from segment.errors import InputError
-from segment.scenes import find_scenes
 from segment.synthetic import CITIES, MAX_SIZE, PIXEL, draw_scene, sun_position, write_scenes
 
 ROOT = Path(__file__).parents[2]

@@ -6,13 +6,13 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from segment.data.scenes import find_scenes
+from segment.data.splits import make_split
+from segment.data.tiles import open_store
 from segment.evaluate import evaluate_tiles
 from segment.metrics import Confusion, summarise
 from segment.model import BUNDLED, load_model
-from segment.scenes import find_scenes
-from segment.splits import make_split
 from segment.synthetic import draw_scene
-from segment.tiles import open_store
 
 CARD = (BUNDLED.parent / "README.md").read_text()
 REAL = Path(__file__).parents[3] / "shared/data"

@@ -12,14 +12,15 @@ import pytest
 from buckets import KEYS, client, refusal
 from pictures import UTM, photograph, write_pair, write_picture
 
+from segment.data.rasters import open_raster, read_pixels
+from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.run import Run
-from segment.scenes import find_scenes, open_raster, read_pixels
 from segment.storage import paths, s3
 from segment.storage.paths import join, local, part, to_path, writing
 from segment.storage.s3 import ABSENT, Changed, Missing, S3Path
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 MEGABYTE = 1 << 20
 
 
@@ -338,7 +339,7 @@ def test_gdal_is_told_the_same_endpoint(monkeypatch, endpoint, host, https, in_p
 
 READ = """
 import hashlib, sys
-from segment.scenes import Window, open_raster, read_pixels
+from segment.data.rasters import Window, open_raster, read_pixels
 side, corners = int(sys.argv[2]), [map(int, corner.split(",")) for corner in sys.argv[3:]]
 with open_raster(sys.argv[1]) as dataset:
     for row, col in corners:

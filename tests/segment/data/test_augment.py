@@ -2,7 +2,7 @@
 
 import numpy as np
 
-from segment.augment import augment, light_tables
+from segment.data.augment import augment, light_tables
 
 
 def numbered(N=40, S=8):

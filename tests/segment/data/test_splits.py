@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
+from segment.data.splits import PARTS, SCENARIOS, Split, make_split
+from segment.data.tiles import Tile
 from segment.errors import InputError
-from segment.splits import PARTS, SCENARIOS, Split, make_split
-from segment.tiles import Tile
 
 
 def tiles_of(scenes):

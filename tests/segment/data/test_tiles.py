@@ -14,15 +14,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 from pictures import UTM, mask, photograph, write_pair, write_picture
 
-from segment import tiles
+from segment.data import tiles
+from segment.data.rasters import Reading, open_raster, read_pixels
+from segment.data.scenes import find_scenes
+from segment.data.tiles import TILE, default_cache, open_store, tile_grid
 from segment.errors import InputError
-from segment.scenes import Reading, find_scenes, open_raster, read_pixels
-from segment.tiles import TILE, default_cache, open_store, tile_grid
 
 BUILD = """
 import sys
-from segment.scenes import find_scenes
-from segment.tiles import open_store
+from segment.data.scenes import find_scenes
+from segment.data.tiles import open_store
 try:
     print(len(open_store(find_scenes([sys.argv[1]]), cache=sys.argv[2])))
 except Exception as error:
@@ -199,7 +200,7 @@ def test_two_processes_build_at_once(folder, tmp_path):
 
 
 def test_a_builder_killed_at_work_blocks_nobody(folder, tmp_path):
-    slow = BUILD.replace("try:", "import time, segment.tiles as t\nt.read_label = lambda *_: "
+    slow = BUILD.replace("try:", "import time, segment.data.tiles as t\nt.read_label = lambda *_: "
                          "time.sleep(60)\ntry:")  # fmt: skip
     cache = tmp_path / "cache"
     builder = subprocess.Popen([sys.executable, "-c", slow, str(folder), str(cache)])

@@ -10,8 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
+from segment.data.tiles import Tile
 from segment.errors import InputError
-from segment.tiles import Tile
 
 PARTS = ("train", "val", "test")
 SCENARIOS = ("random", "scene", "city", "inria")

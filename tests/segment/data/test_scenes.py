@@ -19,20 +19,13 @@ from rasterio.errors import NotGeoreferencedWarning
 from rasterio.transform import Affine
 from rasterio.windows import Window
 
+from segment.data.ground import ground_pixel_size, working_shape
+from segment.data.labels import read_label
+from segment.data.rasters import Reading, open_raster, read_pixels, write_raster
+from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
-from segment.scenes import (
-    Reading,
-    Scene,
-    find_scenes,
-    ground_pixel_size,
-    open_raster,
-    read_label,
-    read_pixels,
-    working_shape,
-    write_raster,
-)
 
-REAL = Path(__file__).parents[2].parent / "shared" / "data"
+REAL = Path(__file__).parents[3].parent / "shared" / "data"
 needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
 
 
@@ -408,7 +401,7 @@ def test_what_is_written_comes_back_with_place_and_mask(tmp_path):
 FULL = """
 import resource, sys, numpy as np
 from segment.errors import InputError
-from segment.scenes import Window, write_raster
+from segment.data.rasters import Window, write_raster
 noise = np.random.default_rng(0).integers(0, 256, (512, 1024), dtype=np.uint8)
 profile = dict(height=512, width=1024, count=1, dtype="uint8", crs="EPSG:3857", transform=None)
 resource.setrlimit(resource.RLIMIT_FSIZE, (int(sys.argv[2]), resource.RLIM_INFINITY))

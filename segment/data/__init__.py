@@ -1,0 +1,1 @@
+"""What a network learns from and is asked about: rasters, labels, scenes, tiles, their splits."""
