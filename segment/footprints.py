@@ -26,7 +26,7 @@ class Footprints:
 
     crs: str  # WKT
     outlines: NDArray[np.object_]  # shapely polygons
-    lonlat: NDArray[np.object_]  # the same, longitude and latitude, shells counter-clockwise
+    lonlat: NDArray[np.object_]  # the same as longitude and latitude: see `on_the_globe`
     area_m2: NDArray[np.float64]  # on the ground: geodesic, whatever the CRS
 
 
@@ -109,11 +109,54 @@ def placed(
         pixels = shapely.transform(metres, lambda xy: xy / scale)
     outlines = shapely.transform(pixels, lambda xy: _apply(transform, xy))
     lonlat = shapely.transform(outlines, lambda xy: np.column_stack(to_lonlat.transform(*xy.T)))
-    lonlat = shapely.orient_polygons(lonlat)
+    lonlat = shapely.orient_polygons(unwrapped(lonlat))
     geod = pyproj.Geod(ellps="WGS84")
     area = np.array([geod.geometry_area_perimeter(polygon)[0] for polygon in lonlat], dtype=float)
     keep = area >= min_area
-    return Footprints(crs.to_wkt(), outlines[keep], lonlat[keep], area[keep])
+    return Footprints(crs.to_wkt(), outlines[keep], on_the_globe(lonlat[keep]), area[keep])
+
+
+def unwrapped(lonlat: NDArray[np.object_]) -> NDArray[np.object_]:
+    """Polygons of degrees without a jump from 180 to -180: each begins in [-180, 180).
+
+    A ring's longitudes may be any of those a whole turn apart; each polygon gets those nearest to
+    its first point's, so that it has one shape, one area and one direction of its ring.
+    """
+    import shapely
+
+    if len(lonlat) == 0:
+        return lonlat
+    degrees, polygon = shapely.get_coordinates(lonlat, return_index=True)
+    _, first = np.unique(polygon, return_index=True)
+    degrees[:, 0] -= 360 * np.round((degrees[:, 0] - degrees[first, 0][polygon]) / 360)
+    west = np.minimum.reduceat(degrees[:, 0], first)
+    degrees[:, 0] -= (360 * np.floor((west + 180) / 360))[polygon]
+    return shapely.set_coordinates(lonlat.copy(), degrees)
+
+
+def on_the_globe(lonlat: NDArray[np.object_]) -> NDArray[np.object_]:
+    """`unwrapped` polygons as RFC 7946 (3.1.9) wants them: one across 180 degrees is cut there.
+
+    Its parts are a MultiPolygon, the eastern one with longitudes from -180 up; shells are
+    counter-clockwise.
+    """
+    import shapely
+
+    parts = lonlat.copy()
+    for index in np.flatnonzero(shapely.bounds(lonlat)[:, 2] > 180):
+        west = shapely.intersection(lonlat[index], shapely.box(-180, -90, 180, 90))
+        beyond = shapely.intersection(lonlat[index], shapely.box(180, -90, 540, 90))
+        east = shapely.transform(beyond, lambda xy: xy - [360, 0])
+        pieces = [piece for piece in shapely.get_parts([west, east]) if piece.area > 0]
+        parts[index] = pieces[0] if len(pieces) == 1 else shapely.multipolygons(pieces)
+    return shapely.orient_polygons(parts)
+
+
+def globe_box(unwrapped: Any) -> list[float]:
+    """West, south, east, north of an `unwrapped` polygon: across 180 degrees west is the larger
+    (RFC 7946, 5.2)."""
+    west, south, east, north = map(float, unwrapped.bounds)
+    return [west, south, east - 360 if east > 180 else east, north]
 
 
 def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:

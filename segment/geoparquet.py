@@ -15,7 +15,7 @@ _GEO = {
     "columns": {
         "geometry": {
             "encoding": "WKB",
-            "geometry_types": ["Polygon"],
+            "geometry_types": ["Polygon", "MultiPolygon"],  # two parts where 180 degrees cuts one
             "orientation": "counterclockwise",
             "covering": {"bbox": {side: ["bbox", side] for side in _SIDES}},
         }
