@@ -4,11 +4,11 @@ from dataclasses import dataclass
 
 from flask import current_app
 
-from api.jobs import Jobs
-from api.limits import Gate
-from api.predictions import Predictor
+from api.gate import Gate
 from api.settings import Settings
-from api.store import Store, open_store
+from api.store.items import Store, open_store
+from api.work.job_queue import Jobs
+from api.work.predictor import Predictor
 
 
 @dataclass(frozen=True)

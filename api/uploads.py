@@ -2,12 +2,10 @@
 
 import hashlib
 import math
-import os
 import re
 import tempfile
-import time
 from collections.abc import Iterator
-from contextlib import contextmanager, suppress
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
@@ -63,34 +61,6 @@ class Request(flask.Request):
 def _scratch_file() -> Any:
     folder = flask.current_app.extensions["minicnn"].settings.folder("scratch")
     return tempfile.NamedTemporaryFile(dir=folder)
-
-
-@contextmanager
-def scratch_path(settings: Settings, suffix: str = "") -> Iterator[Path]:
-    """A name for a new file, which is removed at the end if it is still there."""
-    path = settings.folder("scratch") / f"{os.getpid()}-{os.urandom(8).hex()}{suffix}"
-    try:
-        yield path
-    finally:
-        path.unlink(missing_ok=True)
-
-
-def sweep(folder: Path, seconds: float) -> None:
-    """Remove files that a killed process has left: those older than `seconds`."""
-    for path in folder.iterdir():
-        with suppress(OSError):
-            if time.time() - path.stat().st_mtime > seconds:
-                path.unlink()
-
-
-def sync(path: Path) -> None:
-    """Wait until a file's bytes and its name are on the disk."""
-    for place in (path, path.parent):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
 
 
 @contextmanager

@@ -21,12 +21,13 @@ from pathlib import Path
 from typing import Any
 
 from api.errors import Problem
-from api.limits import try_lock
-from api.predictions import Predictor
+from api.files import sweep, sync
+from api.gate import try_lock
 from api.settings import Settings
-from api.stac import now
-from api.store import ORPHAN_SECONDS, Store
-from api.uploads import Source, in_plain_words, sweep, sync
+from api.store.items import ORPHAN_SECONDS, Store
+from api.store.stac import now
+from api.uploads import Source, in_plain_words
+from api.work.predictor import Predictor
 from minicnn.files import atomic_write
 from segment.storage.s3 import ABSENT, Changed, Missing, StorageError
 

@@ -11,7 +11,7 @@ from buckets import refusal
 from serving import Server, decode, problem, scene, wait_for
 
 from api.settings import Settings
-from api.store import S3Store
+from api.store.items import S3Store
 from segment.predict import predict_scene
 
 ASYNC = {"Prefer": "respond-async"}
@@ -151,7 +151,7 @@ def test_scenes_that_no_item_names_are_swept(prefix, tmp_path, monkeypatch):
     (prefix / "scenes" / "a~2").write(b"2")
     store.sweep()  # they may belong to a write that is under way
     assert len(list((prefix / "scenes").iterdir())) == 3
-    monkeypatch.setattr("api.store.ORPHAN_SECONDS", -60)
+    monkeypatch.setattr("api.store.items.ORPHAN_SECONDS", -60)
     store.sweep()
     assert [path.name for path in (prefix / "scenes").iterdir()] == ["a~1"]
 

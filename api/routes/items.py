@@ -4,12 +4,12 @@ from typing import Any
 
 from flask import Blueprint, Response, g, request, send_file, url_for
 
-from api.answers import json_answer, product, product_etag, started
-from api.checks import json_body, kind_of_answer, wants_job
 from api.errors import Problem
+from api.routes.responses import json_answer, product, product_etag, started
+from api.routes.validation import json_body, kind_of_answer, wants_job
 from api.service import service
-from api.stac import describe, linked, replaced
-from api.store import Record
+from api.store.items import Record
+from api.store.stac import describe, linked, replaced
 from api.uploads import BODIES, Source, check, received
 
 GEOJSON = "application/geo+json"

@@ -2,9 +2,9 @@
 
 from flask import Blueprint, Response, g
 
-from api.answers import job_body, json_answer, product, product_etag
-from api.checks import kind_of_answer
 from api.errors import Problem
+from api.routes.responses import job_body, json_answer, product, product_etag
+from api.routes.validation import kind_of_answer
 from api.service import service
 
 blueprint = Blueprint("jobs", __name__)

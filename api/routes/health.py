@@ -14,8 +14,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-from api.answers import json_answer
 from api.errors import Problem
+from api.routes.responses import json_answer
 from api.service import service
 
 blueprint = Blueprint("health", __name__)

@@ -8,10 +8,11 @@ from typing import Any
 
 from flask import Response, request, send_file, url_for
 
-from api.limits import Deadline
-from api.products import KINDS, make
+from api.files import scratch_path
+from api.gate import Deadline
 from api.service import service
-from api.uploads import Source, check, scratch_path
+from api.uploads import Source, check
+from api.work.products import KINDS, make
 
 
 def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> Response:

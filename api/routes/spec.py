@@ -3,7 +3,7 @@
 from typing import Any
 
 import minicnn
-from api.products import KINDS
+from api.work.products import KINDS
 
 ITEM_ID = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 JOB_ID = "^[0-9a-f]{32}$"

@@ -9,9 +9,9 @@ from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import best_match
 
 from api.errors import Problem
-from api.products import KINDS
-from api.spec import PATHS, SCHEMAS
-from api.stac import utc
+from api.routes.spec import PATHS, SCHEMAS
+from api.store.stac import utc
+from api.work.products import KINDS
 
 BODY_BYTES = 1_000_000  # of JSON
 formats = FormatChecker(formats=())

@@ -6,9 +6,9 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import pyproj
 from flask import url_for
 
-from api.products import corners
 from segment.data.ground import ground_pixel_size
 from segment.data.rasters import open_raster
 
@@ -120,3 +120,22 @@ def linked(item: Mapping[str, Any], media_type: str) -> dict[str, Any]:
         }
     links = [{"rel": "self", "href": url("get"), "type": "application/geo+json"}]
     return {**item, "links": links, "assets": assets}
+
+
+def placed(scene: Any) -> bool:
+    return scene.crs is not None and not scene.transform.is_identity
+
+
+def corners(scene: Any) -> list[list[float]] | None:
+    """Longitude and latitude of the upper left, upper right, lower right and lower left corner."""
+    if not placed(scene):
+        return None
+    try:
+        to_lonlat = pyproj.Transformer.from_crs(scene.crs.to_wkt(), "OGC:CRS84", always_xy=True)
+    except pyproj.exceptions.ProjError:
+        return None
+    width, height = scene.width, scene.height
+    at = [scene.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
+    found = [list(to_lonlat.transform(x, y)) for x, y in at]
+    on_earth = all(abs(lon) <= 180 and abs(lat) <= 90 for lon, lat in found)  # False for NaN, inf
+    return [[round(value, 8) for value in corner] for corner in found] if on_earth else None

@@ -9,9 +9,9 @@ from dataclasses import fields
 import pytest
 from serving import REPO, scene
 
-from api.products import KINDS
+from api.routes.spec import ITEM_ID
 from api.settings import Settings
-from api.spec import ITEM_ID
+from api.work.products import KINDS
 
 TEXT = (REPO / "docs" / "api.md").read_text()
 CURLS = [line.strip() for line in TEXT.splitlines() if line.startswith("    curl")]

@@ -14,9 +14,10 @@ import pyproj
 from affine import Affine
 
 from api.errors import Problem
-from api.png import write_png
-from api.predictions import Predictor, Step
+from api.store.stac import corners, placed
 from api.uploads import Source, in_plain_words
+from api.work.png import write_png
+from api.work.predictor import Predictor, Step
 from segment.data.ground import ground_pixel_size
 from segment.data.rasters import Window, open_raster, read_pixels
 from segment.footprints import Footprints, feature_collection, polygons, require_place
@@ -163,25 +164,6 @@ def _outlines(mask: np.ndarray, scene: Any, ask: Mapping[str, Any]) -> Footprint
             raise Problem(422, f"{sentence} needs pixel_size, too.")
         place, crs = Affine.scale(side, -side), SOMEWHERE
     return polygons(mask, place, crs, ask["min_area"], ask["simplify"])
-
-
-def placed(scene: Any) -> bool:
-    return scene.crs is not None and not scene.transform.is_identity
-
-
-def corners(scene: Any) -> list[list[float]] | None:
-    """Longitude and latitude of the upper left, upper right, lower right and lower left corner."""
-    if not placed(scene):
-        return None
-    try:
-        to_lonlat = pyproj.Transformer.from_crs(scene.crs.to_wkt(), "OGC:CRS84", always_xy=True)
-    except pyproj.exceptions.ProjError:
-        return None
-    width, height = scene.width, scene.height
-    at = [scene.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
-    found = [list(to_lonlat.transform(x, y)) for x, y in at]
-    on_earth = all(abs(lon) <= 180 and abs(lat) <= 90 for lon, lat in found)  # False for NaN, inf
-    return [[round(value, 8) for value in corner] for corner in found] if on_earth else None
 
 
 def _figures(

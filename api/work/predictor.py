@@ -15,9 +15,9 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-from api.limits import Gate, lock
+from api.files import evict
+from api.gate import Gate, lock
 from api.settings import Settings
-from api.store import evict
 from api.uploads import Source
 from minicnn.backend import choose_device
 from segment.data.rasters import open_raster

@@ -4,9 +4,9 @@ import secrets
 
 from flask import Blueprint, Response, g, request
 
-from api.answers import product, started
-from api.checks import kind_of_answer, wants_job
 from api.errors import Problem
+from api.routes.responses import product, started
+from api.routes.validation import kind_of_answer, wants_job
 from api.service import service
 from api.uploads import check, received
 

@@ -1,24 +1,19 @@
-"""Who may come in, and how many at once: token, rate, and a bounded queue over all workers.
+"""How many work at once: locks, a bounded queue over all workers, and a deadline.
 
 Locks are flock(2) on files, so they hold across processes and vanish with a killed one.
 """
 
 import fcntl
-import hashlib
-import hmac
 import os
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from flask import request
-
 from api.errors import Problem
 from api.settings import Settings
 
 POLL = 0.01  # seconds between two tries for a lock
-OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 
 
 def try_lock(path: Path, how: int = os.O_RDWR | os.O_CREAT) -> int | None:
@@ -114,46 +109,3 @@ class Deadline:
                 "'Prefer: respond-async' and follow the job.",
                 {"Retry-After": "60"},
             )
-
-
-def check_token(settings: Settings) -> None:
-    """401 without the bearer token, where one is set; pages, docs and health stay open."""
-    path = request.path
-    if not settings.token or path in OPEN_PATHS or path.startswith(("/static/", "/docs/")):
-        return
-    given = request.headers.get("Authorization", "").encode()
-    if request.method != "OPTIONS" and not hmac.compare_digest(
-        given, f"Bearer {settings.token}".encode()
-    ):
-        sentence = "This service wants a token: send the header 'Authorization: Bearer TOKEN'."
-        raise Problem(401, sentence, {"WWW-Authenticate": "Bearer"})
-
-
-def check_rate(settings: Settings) -> None:
-    """429 past `rate` requests a minute of one client, counted over all workers.
-
-    Each client has a file per minute that grows by one byte a request: appending is atomic.
-    """
-    path = request.path
-    if not settings.rate or path in OPEN_PATHS or path.startswith(("/static/", "/docs/")):
-        return
-    now = time.time()
-    minute = int(now // 60)
-    folder = settings.folder("rate")
-    client = hashlib.sha256((request.remote_addr or "").encode()).hexdigest()[:32]
-    descriptor = os.open(
-        folder / f"{minute}-{client}", os.O_WRONLY | os.O_CREAT | os.O_APPEND, 0o600
-    )
-    try:
-        os.write(descriptor, b".")
-        count = os.fstat(descriptor).st_size
-    finally:
-        os.close(descriptor)
-    if count == 1:
-        for old in folder.iterdir():
-            if not old.name.startswith((f"{minute}-", f"{minute - 1}-")):
-                with suppress(FileNotFoundError):
-                    old.unlink()
-    if count > settings.rate:
-        sentence = f"More than {settings.rate} requests in a minute; wait for the next one."
-        raise Problem(429, sentence, {"Retry-After": str(60 - int(now % 60))})

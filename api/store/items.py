@@ -9,16 +9,17 @@ import hashlib
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
 from api.errors import Problem
-from api.limits import lock
+from api.files import evict, scratch_path, sync
+from api.gate import lock
 from api.settings import Settings
-from api.uploads import Source, scratch_path, sync
+from api.uploads import Source
 from minicnn.files import atomic_write
 from segment.storage.s3 import ABSENT, Changed, Missing, S3Path
 
@@ -244,18 +245,3 @@ class S3Store(Store):
                 named = record and record.source.path.name == path.name
                 if not named and time.time() - path.modified > ORPHAN_SECONDS:
                     path.delete()
-
-
-def evict(files: Iterable[Path], most: float) -> None:
-    """Remove what was used longest ago, down to `most` bytes."""
-    found = []
-    for path in files:
-        with suppress(FileNotFoundError):
-            status = path.stat()
-            found.append((status.st_mtime, status.st_size, path))
-    total = sum(size for _, size, _ in found)
-    for _, size, path in sorted(found):
-        if total <= most:
-            break
-        path.unlink(missing_ok=True)
-        total -= size

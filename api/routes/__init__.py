@@ -1,0 +1,1 @@
+"""One file a group of addresses, and what they share: the contract, its checks, the answers."""

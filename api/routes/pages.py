@@ -1,0 +1,34 @@
+"""The page for people, the interactive documentation, and the contract itself."""
+
+from pathlib import Path
+
+import flask_swagger_ui
+from flask import Blueprint, Response, json, send_from_directory
+
+from api.routes.spec import SPEC
+
+STATIC = Path(__file__).parents[1] / "static"
+SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
+DOCUMENT = json.dumps(SPEC)
+
+blueprint = Blueprint("pages", __name__)
+
+
+@blueprint.get("/")
+def page() -> Response:
+    return send_from_directory(STATIC, "index.html")
+
+
+@blueprint.get("/docs", strict_slashes=False)
+def docs() -> Response:
+    return send_from_directory(STATIC, "docs.html")
+
+
+@blueprint.get("/docs/assets/<path:name>")
+def docs_assets(name: str) -> Response:
+    return send_from_directory(SWAGGER, name, max_age=86400)
+
+
+@blueprint.get("/openapi.json")
+def openapi() -> Response:
+    return Response(DOCUMENT, content_type="application/json")

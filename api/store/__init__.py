@@ -1,0 +1,1 @@
+"""What is kept: scenes under an id, and their descriptions as STAC Items."""

@@ -1,0 +1,76 @@
+"""What bounds the service: sizes, places, time; and what it tells of itself."""
+
+import concurrent.futures
+import time
+
+from serving import encode, picture, problem, scene
+
+from api.routes.spec import SPEC
+
+
+def test_health_and_metrics_add_up_over_workers(new_server):
+    with new_server(WORKERS=3) as server:
+        assert server.get("/healthz").json() == {"status": "alive"}
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            assert all(pool.map(lambda _: server.get("/items").ok, range(60)))
+        text = server.get("/metrics").text
+        assert 'minicnn_requests_total{method="GET",route="/items",status="200"} 60.0' in text
+        assert "minicnn_requests_under_way 1.0" in text  # this very request
+
+
+def test_uploads_have_a_limit(new_server):
+    with new_server(UPLOAD_MB=1) as server:
+        big = encode(picture(700, 700), "GTiff")
+        assert len(big) > 1e6
+        assert "larger" in problem(server.mask(big), 413)
+        assert "larger" in problem(server.put("/items/a", big), 413)
+
+        def chunks():  # no Content-Length: counted as it comes
+            for start in range(0, len(big), 1 << 16):
+                yield big[start : start + 1 << 16] or b"x" * 65536
+
+        problem(server.put("/items/a", chunks()), 413)
+        assert server.mask(scene()).ok
+        assert not list((server.store / "scratch").iterdir())
+
+
+def test_a_full_store_says_so(new_server):
+    with new_server(STORE_MB=0.05) as server:
+        assert server.put("/items/a", scene()).status_code == 201
+        problem(server.put("/items/b", scene()), 507)
+        assert server.delete("/items/a").status_code == 204
+        assert server.put("/items/b", scene()).status_code == 201
+
+
+def test_back_pressure(new_server):
+    """Beyond the queue: 503 at once, with Retry-After; health answers throughout."""
+    with new_server(SLOTS=1, QUEUE=2) as server:
+        data = [scene(700, 700, seed=n, compress="deflate") for n in range(12)]
+        with concurrent.futures.ThreadPoolExecutor(12) as pool:
+            asked = [pool.submit(server.mask, one) for one in data]
+            time.sleep(0.3)
+            start = time.monotonic()
+            assert server.get("/healthz").ok and time.monotonic() - start < 2
+            answers = [future.result() for future in asked]
+        codes = [answer.status_code for answer in answers]
+        assert set(codes) == {200, 503} and codes.count(200) >= 3
+        for answer in answers:
+            if answer.status_code == 503:
+                assert "busy" in problem(answer, 503) and int(answer.headers["Retry-After"]) > 0
+
+
+def test_requests_time_out(new_server):
+    with new_server(TIMEOUT=0.2) as server:
+        answer = server.mask(scene(1500, 1500, compress="deflate"))
+        assert "respond-async" in problem(answer, 503)
+        assert server.get("/healthz").ok
+        assert not list((server.store / "scratch").iterdir())
+
+
+def test_the_contract_names_every_route(model_file, tmp_path):
+    from api import create_app
+
+    app = create_app({"model": model_file, "store": tmp_path})
+    pages = {"/", "/docs", "/docs/assets/<path:name>", "/openapi.json", "/static/<path:filename>"}
+    routes = {str(rule) for rule in app.url_map.iter_rules()} - pages
+    assert {route.replace("<", "{").replace(">", "}") for route in routes} == set(SPEC["paths"])
