@@ -20,7 +20,6 @@ from minicnn import ops
 from minicnn.kernels import cpu
 from minicnn.kernels.cpu import (
     conv_block,
-    conv_block_small,
     feature_maps,
     memory,
     threads,
@@ -147,44 +146,6 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
 
 
-@given(
-    rng=seeds,
-    K=st.integers(1, 5),
-    size=st.sampled_from([(1, 8, 8), (2, 4, 8), (3, 5, 4), (1, 1, 1)]),
-    C=st.integers(33, 50),
-    D=st.just(0) | st.integers(1, 9),
-    F=st.integers(33, 50),
-    trained=st.booleans(),
-)
-def test_a_small_block_equals_the_readable_one(rng, K, size, C, D, F, trained):
-    x = feature_maps.Map(normal(rng, *size, C), positive(rng, C), normal(rng, C))
-    skip = normal(rng, *size, D) if D else None
-    w, dy = normal(rng, K, K, C + D, F), normal(rng, *size, F)
-    b, gamma, beta = (normal(rng, F) for _ in range(3))
-    statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
-    exact_statistics = None if trained else ops.Statistics(*double(*statistics))
-    exact = double(x.value(), skip, w, b, gamma, beta)
-    y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, ops.same_pad(K))
-    assume((cache64.norm.inverse_std < 10).all())
-    normalised = cache64.norm.normalised * gamma + beta
-    dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
-
-    y, cache = cpu.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, ops.same_pad(K))
-    assert isinstance(cache, conv_block_small.SmallCache)
-    assert error(y.value(), y64) < ONE_AXIS
-    grads = cpu.conv_bn_relu_backward(dy, cache)
-    for gradient, exact in zip(
-        grads, ops.conv_bn_relu_backward(dy.astype(float), cache64), strict=True
-    ):
-        if exact is None:
-            assert gradient is None
-        else:
-            assert np.abs(gradient - exact).max() <= ONE_AXIS * max(np.abs(exact).max(), sums(dy))
-    without = cpu.conv_bn_relu_backward(dy, cache, need_dx=False)
-    assert without[:2] == (None, None)
-    np.testing.assert_array_equal(without[2], grads[2])
-
-
 def sums(a):
     """The largest sum of absolute values over a channel's pixels: what rounding scales with."""
     return np.abs(a).sum((0, 1, 2)).max()
@@ -259,16 +220,6 @@ def test_a_gamma_of_zero_takes_the_readable_path(rng):
     y, cache = cpu.conv_bn_relu(x, None, w, b, gamma, beta, None, ops.same_pad(4))
     assert isinstance(cache, ops.BlockCache)
     np.testing.assert_allclose(y[..., 1], max(0, beta[1]), rtol=1e-6)
-
-
-def test_in_training_few_pixels_of_many_channels_take_plain_products(rng):
-    def taken(N, size, C, F):
-        x, w = normal(rng, N, size, size, C), normal(rng, 4, 4, C, F)
-        ones = np.ones(F, np.float32)
-        return type(cpu.conv_bn_relu(x, None, w, ones, ones, ones, None, ops.same_pad(4))[1])
-
-    assert taken(1, 8, 40, 40) is conv_block_small.SmallCache
-    assert taken(2, 8, 40, 40) is taken(1, 8, 40, 32) is conv_block.BlockCache
 
 
 def test_few_channels_take_windows_and_many_take_tiles():

@@ -15,7 +15,6 @@ from minicnn import ops
 from minicnn.backend import Array
 from minicnn.kernels.cpu import (
     conv_block,
-    conv_block_small,
     pointwise,
     pool,
     upsample,
@@ -150,13 +149,11 @@ def conv_bn_relu(
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     arguments = (gamma, beta, statistics, pad, eps, ranks)
-    small = conv_block_small.fits(sources, w)
-    if conv_block.fits(sources, w, gamma, pad) and not small:
+    if conv_block.fits(sources, w, gamma, pad):
         block, cache = conv_block.conv_bn_relu(sources, w, b, *arguments)
         return (block if isinstance(x, Map) else block.value()), cache
-    way: Any = conv_block_small if small else ops
     plain = None if skip is None else _array(skip)
-    y, plain_cache = way.conv_bn_relu(_array(x), plain, w, b, *arguments)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, *arguments)
     return _like(x, y), plain_cache
 
 
@@ -190,8 +187,6 @@ def conv_bn_relu_backward(
         dx, *grads = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
         dx, dskip = (*dx, None, None)[:2]
         return dx, dskip, *grads
-    if isinstance(cache, conv_block_small.SmallCache):
-        return conv_block_small.conv_bn_relu_backward(_plain(dy), cache, need_dx)
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 
