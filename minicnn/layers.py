@@ -6,11 +6,10 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import Array, kernels_for, to_device
-from minicnn.ops import Pad, Statistics, conv_size, pads, same_pad, transpose_size
+from minicnn.ops import BlockWeights, Pad, Statistics, conv_size, pads, same_pad, transpose_size
 from minicnn.ranks import ALONE, Ranks
 
 Shape = tuple[int, ...]
-EPS = 1e-5
 MOMENTUM = 0.1  # share of the newest batch in the running statistics
 
 
@@ -258,7 +257,7 @@ class BatchNorm2d(Layer):
 
     def _apply(self, x: Array, statistics: Statistics | None) -> tuple[Array, Any]:
         gamma, beta = self.params["gamma"], self.params["beta"]
-        return kernels_for(x).batch_norm(x, gamma, beta, statistics, EPS, self.ranks)
+        return kernels_for(x).batch_norm(x, gamma, beta, statistics, self.ranks)
 
 
 class ReLU(Layer):
@@ -315,7 +314,8 @@ class ConvBlock(Layer):
 
     def forward(self, x: Array, training: bool = False, skip: Array | None = None) -> Array:
         statistics = None if training else running_statistics(self.state)
-        y, self.cache = self._apply(x, skip, statistics)
+        kernel, weights = kernels_for(x).conv_bn_relu, BlockWeights(**self.params)
+        y, self.cache = kernel(x, skip, weights, statistics, self.pad, self.ranks)
         if training:
             count = self.ranks.count * y.size // y.shape[3]
             update_running(self.state, self.cache.statistics, count)
@@ -327,23 +327,13 @@ class ConvBlock(Layer):
 
     def backward_both(self, dy: Array, need_dx: bool = True) -> tuple[Array, Array]:
         """dx and dskip; None for both without `need_dx`, which spares the first block the work."""
-        dx, dskip, *grads = kernels_for(dy).conv_bn_relu_backward(dy, self.recall(), need_dx)
-        self.grads = dict(zip(("w", "b", "gamma", "beta"), grads, strict=True))
+        dx, dskip, gradients = kernels_for(dy).conv_bn_relu_backward(dy, self.recall(), need_dx)
+        self.grads = gradients._asdict()
         return dx, dskip
 
     def predict(self, x: Array, skip: Array | None = None) -> Array:
-        statistics = running_statistics(self.state)
-        constants = self._constants(statistics)
-        return kernels_for(x).conv_bn_relu_predict(x, skip, *constants, self.kept)
-
-    def _apply(
-        self, x: Array, skip: Array | None, statistics: Statistics | None
-    ) -> tuple[Array, Any]:
-        return kernels_for(x).conv_bn_relu(x, skip, *self._constants(statistics), self.ranks)
-
-    def _constants(self, statistics: Statistics | None) -> tuple[Any, ...]:
-        p = self.params
-        return p["w"], p["b"], p["gamma"], p["beta"], statistics, self.pad, EPS
+        kernel, statistics = kernels_for(x).conv_bn_relu_predict, running_statistics(self.state)
+        return kernel(x, skip, BlockWeights(**self.params), statistics, self.pad, self.kept)
 
     def output_shape(self, shape: Shape) -> Shape:
         return *shape[:3], self.params["w"].shape[3]

@@ -6,7 +6,7 @@ Nothing here is fast or clever. Each function takes and returns what its namesak
 
 import numpy as np
 
-from minicnn.ops import Pad, conv_size, pads, transpose_size
+from minicnn.ops import EPS, BlockWeights, Pad, conv_size, pads, transpose_size
 
 Array = np.ndarray
 
@@ -84,20 +84,18 @@ def conv_transpose2d_backward(
     return dx, dw, dy.reshape(-1, F).sum(0)
 
 
-def batch_norm(x: Array, gamma: Array, beta: Array, eps: float = 1e-5) -> Array:
+def batch_norm(x: Array, gamma: Array, beta: Array) -> Array:
     """Shift and scale each channel to mean 0 and variance 1 over the batch, then to beta, gamma."""
     y = np.empty_like(x)
     for c in range(x.shape[3]):
         channel = x[..., c]
         mean = np.sum(channel) / channel.size
         var = np.sum((channel - mean) ** 2) / channel.size
-        y[..., c] = gamma[c] * (channel - mean) / np.sqrt(var + eps) + beta[c]
+        y[..., c] = gamma[c] * (channel - mean) / np.sqrt(var + EPS) + beta[c]
     return y
 
 
-def batch_norm_backward(
-    dy: Array, x: Array, gamma: Array, eps: float = 1e-5
-) -> tuple[Array, Array, Array]:
+def batch_norm_backward(dy: Array, x: Array, gamma: Array) -> tuple[Array, Array, Array]:
     """The chain rule through y, the variance and the mean, one after the other."""
     dx, dgamma, dbeta = np.empty_like(x), np.empty_like(gamma), np.empty_like(gamma)
     for c in range(x.shape[3]):
@@ -105,7 +103,7 @@ def batch_norm_backward(
         count = channel.size
         mean = np.sum(channel) / count
         centred = channel - mean
-        std = np.sqrt(np.sum(centred**2) / count + eps)
+        std = np.sqrt(np.sum(centred**2) / count + EPS)
         dnormal = gamma[c] * dchannel
         dvar = np.sum(dnormal * centred) * -0.5 / std**3
         dmean = -np.sum(dnormal) / std - dvar * 2 * np.sum(centred) / count
@@ -145,29 +143,23 @@ def max_pool2d_backward(dy: Array, x: Array, size: int = 2) -> Array:
     return dx
 
 
-def conv_bn_relu(
-    x: Array, skip: Array | None, w: Array, b: Array, gamma: Array, beta: Array, pad: Pad = 0
-) -> Array:
+def conv_bn_relu(x: Array, skip: Array | None, weights: BlockWeights, pad: Pad = 0) -> Array:
     """The block of the U-Net, step by step."""
+    w, b, gamma, beta = weights
     joined = x if skip is None else np.concatenate((x, skip), 3)
     return relu(batch_norm(conv2d(joined, w, b, 1, pad), gamma, beta))
 
 
 def conv_bn_relu_backward(
-    dy: Array,
-    x: Array,
-    skip: Array | None,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
-    pad: Pad = 0,
-) -> tuple[Array, Array | None, Array, Array, Array, Array]:
-    """The same steps backwards: dx, dskip, dw, db, dgamma, dbeta."""
+    dy: Array, x: Array, skip: Array | None, weights: BlockWeights, pad: Pad = 0
+) -> tuple[Array, Array | None, BlockWeights]:
+    """The same steps backwards: dx, dskip, and the gradients of the weights."""
+    w, b, gamma, beta = weights
     joined = x if skip is None else np.concatenate((x, skip), 3)
     z = conv2d(joined, w, b, 1, pad)
     dnormal = relu_backward(dy, batch_norm(z, gamma, beta))
     dz, dgamma, dbeta = batch_norm_backward(dnormal, z, gamma)
     dx, dw, db = conv2d_backward(dz, joined, w, 1, pad)
     C = x.shape[3]
-    return dx[..., :C], None if skip is None else dx[..., C:], dw, db, dgamma, dbeta
+    dskip = None if skip is None else dx[..., C:]
+    return dx[..., :C], dskip, BlockWeights(dw, db, dgamma, dbeta)

@@ -16,6 +16,7 @@ from minicnn.ranks import ALONE, Ranks
 
 Pad = int | tuple[tuple[int, int], tuple[int, int]]
 
+EPS = 1e-5  # added to a variance that may be 0
 BAND_BYTES = 1 << 22  # windows unfolded at a time: about what stays in a core's cache
 
 
@@ -193,7 +194,7 @@ class Statistics(NamedTuple):
 
 class BatchNormCache(NamedTuple):
     normalised: Array
-    scale: Array  # gamma / sqrt(var + eps)
+    scale: Array  # gamma / sqrt(var + EPS)
     inverse_std: Array
     statistics: Statistics
     from_batch: bool
@@ -218,10 +219,9 @@ def batch_norm(
     gamma: Array,
     beta: Array,
     statistics: Statistics | None = None,
-    eps: float = 1e-5,
     ranks: Ranks = ALONE,
 ) -> tuple[Array, BatchNormCache]:
-    """y = gamma (x - mean) / sqrt(var + eps) + beta, per channel.
+    """y = gamma (x - mean) / sqrt(var + EPS) + beta, per channel.
 
     x (N, H, W, C). With `statistics` None they are the batch's own, and the gradient flows
     through them (training); given ones are constants (inference). The cache's `statistics` are
@@ -234,7 +234,7 @@ def batch_norm(
         mean = over_pixels(x) / count
         part = Statistics(mean, over_pixels((x - mean) ** 2) / count)
         statistics = whole_batch(part, ranks)
-    inverse_std = 1 / array_module(x).sqrt(statistics.var + eps)
+    inverse_std = 1 / array_module(x).sqrt(statistics.var + EPS)
     normalised = (x - statistics.mean) * inverse_std
     scale = gamma * inverse_std
     cache = BatchNormCache(normalised, scale, inverse_std, statistics, from_batch, ranks)
@@ -308,6 +308,15 @@ def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Ar
 # ---------------------------------------------------------------------------- the fused block
 
 
+class BlockWeights(NamedTuple):
+    """What a block has learnt; or, on the way back, the gradient of each."""
+
+    w: Array  # (K, K, C + D, F)
+    b: Array  # (F,), like those below
+    gamma: Array
+    beta: Array
+
+
 class BlockCache(NamedTuple):
     conv: Any
     norm: BatchNormCache
@@ -322,39 +331,37 @@ class BlockCache(NamedTuple):
 def conv_bn_relu(
     x: Array,
     skip: Array | None,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
+    weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    eps: float = 1e-5,
     ranks: Ranks = ALONE,
 ) -> tuple[Array, BlockCache]:
     """relu(batch_norm(conv2d([x, skip]))): the block a U-Net is made of, as one primitive.
 
-    x (N, H, W, C), skip (N, H, W, D) or None, w (K, K, C + D, F) -> y (N, OH, OW, F). Here it is
-    composed of the plain ops; the fast kernels do it in fewer passes over memory.
+    x (N, H, W, C), skip (N, H, W, D) or None -> y (N, OH, OW, F). Here it is composed of the plain
+    ops; the fast kernels do it in fewer passes over memory.
     """
+    w, b, gamma, beta = weights
     joined = x if skip is None else array_module(x).concatenate((x, skip), 3)
     z, conv = conv2d(joined, w, b, 1, pad)
-    normal, norm = batch_norm(z, gamma, beta, statistics, eps, ranks)
+    normal, norm = batch_norm(z, gamma, beta, statistics, ranks)
     y, positive = relu(normal)
     return y, BlockCache(conv, norm, positive, x.shape[3])
 
 
 def conv_bn_relu_backward(
     dy: Array, cache: BlockCache, need_dx: bool = True
-) -> tuple[Array | None, Array | None, Array, Array, Array, Array]:
-    """dy -> dx, dskip, dw, db, dgamma, dbeta; dx and dskip are None without `need_dx`."""
+) -> tuple[Array | None, Array | None, BlockWeights]:
+    """dy -> dx, dskip and the weights' gradients; dx and dskip are None without `need_dx`."""
     dz, dgamma, dbeta = batch_norm_backward(relu_backward(dy, cache.positive), cache.norm)
     x, w, stride, pad = cache.conv
     dw = conv2d_dw(x, dz, len(w), stride, pad)
     # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
     db = over_pixels(dz) * (not cache.norm.from_batch)
+    gradients = BlockWeights(dw, db, dgamma, dbeta)
     if not need_dx:
-        return None, None, dw, db, dgamma, dbeta
+        return None, None, gradients
     dx = conv2d_dx(dz, w, stride, pad, x.shape)
     C = cache.channels
     dskip = dx[..., C:] if C < dx.shape[3] else None
-    return dx[..., :C], dskip, dw, db, dgamma, dbeta
+    return dx[..., :C], dskip, gradients

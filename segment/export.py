@@ -15,8 +15,8 @@ from numpy.typing import NDArray
 
 from minicnn.backend import Array
 from minicnn.files import atomic_write
-from minicnn.layers import EPS, ConvBlock
-from minicnn.ops import Pad, pads
+from minicnn.layers import ConvBlock
+from minicnn.ops import EPS, Pad, pads
 from segment.cli import check_folder, parser, run
 from segment.errors import InputError
 from segment.model import MEAN, SCALE, Model, load_model

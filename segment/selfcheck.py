@@ -28,7 +28,7 @@ from minicnn.backend import (
     to_host,
 )
 from minicnn.losses import bce_with_logits
-from minicnn.ops import Statistics, same_pad
+from minicnn.ops import BlockWeights, Statistics, same_pad
 from minicnn.optim import Adam
 from segment.cli import add_device, parser, run, whole
 from segment.errors import InputError
@@ -134,21 +134,22 @@ def _block(C: int, D: int, F: int, training: bool = True) -> Callable[..., float
         shapes = ((2, 32, 32, C), (2, 32, 32, D), (4, 4, C + D, F), (F,), (F,), (F,))
         x, skip, *rest = (rng.standard_normal(s).astype(np.float32) for s in shapes)
         given = None if training else Statistics(rest[1], rest[2] ** 2 + np.float32(0.5))
-        arrays = [x, skip if D else None, *rest]
-        on_device = [None if a is None else to_device(a, device) for a in arrays]
-        statistics = given and Statistics(*(to_device(a, device) for a in given))
-        kernels = kernels_for(on_device[0])
-        y, cache = kernels.conv_bn_relu(*on_device, statistics, PAD)
-        plain: Any = ops.conv_bn_relu
-        exact, kept = plain(
-            *(None if a is None else a.astype(float) for a in arrays),
-            given and Statistics(*(a.astype(float) for a in given)),
-            PAD,
-        )
+
+        def called(f: Any, convert: Callable[[Any], Any]) -> Any:
+            weights = BlockWeights(*map(convert, rest))
+            statistics = given and Statistics(*map(convert, given))
+            return f(convert(x), convert(skip) if D else None, weights, statistics, PAD)
+
+        def moved(a: Any) -> Any:
+            return to_device(a, device)
+
+        kernels = kernels_for(moved(x))
+        y, cache = called(kernels.conv_bn_relu, moved)
+        exact, kept = called(ops.conv_bn_relu, lambda a: a.astype(float))
         dy = rng.standard_normal(exact.shape).astype(np.float32)
-        back = kernels.conv_bn_relu_backward(to_device(dy, device), cache)
-        theirs = ops.conv_bn_relu_backward(dy.astype(float), kept)
-        return _error((y, *back), (exact, *theirs))
+        *back, gradients = kernels.conv_bn_relu_backward(moved(dy), cache)
+        *theirs, exactly = ops.conv_bn_relu_backward(dy.astype(float), kept)
+        return _error((y, *back, *gradients), (exact, *theirs, *exactly))
 
     return check
 

@@ -18,7 +18,16 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array, DeviceError, check_float
-from minicnn.ops import Pad, Statistics, conv_size, pads, transpose_size, whole_batch
+from minicnn.ops import (
+    EPS,
+    BlockWeights,
+    Pad,
+    Statistics,
+    conv_size,
+    pads,
+    transpose_size,
+    whole_batch,
+)
 from minicnn.ranks import ALONE, Ranks
 
 __all__ = [  # the ops; what follows them is there for layers, losses and optimisers
@@ -347,7 +356,6 @@ def _norm(
     gamma: Array,
     beta: Array,
     M: int,
-    eps: float,
     ranks: Ranks = ALONE,
 ) -> Array:
     """The rows of `norm` from the moments of all `ranks`, or from given statistics."""
@@ -355,10 +363,10 @@ def _norm(
     norm = cupy.empty((NORM, C), np.float32)
     mean, var = (None, None) if statistics is None else statistics
     arrays = (moments, bias, mean, var, gamma, beta, norm)
-    _launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, eps)
+    _launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, EPS)
     if statistics is None and ranks.count > 1:
         whole = whole_batch(Statistics(norm[MEAN], norm[VAR]), ranks)
-        return _norm(None, rows, bias, whole, gamma, beta, M, eps)
+        return _norm(None, rows, bias, whole, gamma, beta, M)
     return norm
 
 
@@ -387,18 +395,17 @@ def batch_norm(
     gamma: Array,
     beta: Array,
     statistics: Statistics | None = None,
-    eps: float = 1e-5,
     ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.batch_norm`."""
     check_float(x, gamma, beta)
     if _plain(x):
-        return ops.batch_norm(x, gamma, beta, statistics, eps, ranks)
+        return ops.batch_norm(x, gamma, beta, statistics, ranks)
     x, M = _dense(x), x.size // x.shape[-1]
     moments, rows = (None, 1)
     if statistics is None:
         moments, rows = _over_channels("channel_moments", x, 2)
-    norm = _norm(moments, rows, None, statistics, gamma, beta, M, eps, ranks)
+    norm = _norm(moments, rows, None, statistics, gamma, beta, M, ranks)
     return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None, ranks)
 
 
@@ -478,19 +485,16 @@ class BlockCache(NamedTuple):
 def conv_bn_relu(
     x: Array,
     skip: Array | None,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
+    weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    eps: float = 1e-5,
     ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.conv_bn_relu`. In training two passes over the image, in inference one."""
-    check_float(x, w, b, gamma, beta)
+    check_float(x, *weights)
     if _plain(x):
-        return ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps, ranks)
+        return ops.conv_bn_relu(x, skip, weights, statistics, pad, ranks)
+    w, b, gamma, beta = weights
     x, w, b = _dense(x), _dense(w), _dense(b)
     skip = None if skip is None else _dense(skip)
     out = _output(x, skip, w, 1, pad)
@@ -499,9 +503,9 @@ def conv_bn_relu(
     if statistics is None:
         moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
         z = _convolve(x, skip, w, None, b, moments, s)
-        norm = _norm(moments, ROWS, b, None, gamma, beta, M, eps, ranks)
+        norm = _norm(moments, ROWS, b, None, gamma, beta, M, ranks)
         return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True, ranks)
-    norm = _norm(None, 1, b, statistics, gamma, beta, M, eps)
+    norm = _norm(None, 1, b, statistics, gamma, beta, M)
     s["relu"] = 1
     y = _convolve(x, skip, w, _dense(norm[SCALE]), _dense(norm[FOLDED]), None, s)
     return y, BlockCache(x, skip, w, b, pad, None, norm, False, ranks)
@@ -510,22 +514,18 @@ def conv_bn_relu(
 def conv_bn_relu_predict(
     x: Array,
     skip: Array | None,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
+    weights: BlockWeights,
     statistics: Statistics,
     pad: Pad = 0,
-    eps: float = 1e-5,
     kept: dict[Any, Any] | None = None,
 ) -> Array:
     """The block in inference; `kept` serves the CPU only."""
-    return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
+    return conv_bn_relu(x, skip, weights, statistics, pad)[0]
 
 
 def conv_bn_relu_backward(
     dy: Array, cache: Any, need_dx: bool = True
-) -> tuple[Array | None, Array | None, Array, Array, Array, Array]:
+) -> tuple[Array | None, Array | None, BlockWeights]:
     """See `minicnn.ops.conv_bn_relu_backward`."""
     if _plain(dy):
         return ops.conv_bn_relu_backward(dy, cache, need_dx)
@@ -542,7 +542,7 @@ def conv_bn_relu_backward(
         dx = _adjoint(dz, w, None, 1, pad, x.shape)
         if skip is not None:
             dskip = _adjoint(dz, w, None, 1, pad, skip.shape, first=x.shape[3])
-    return dx, dskip, dw, db, dgamma, dbeta
+    return dx, dskip, BlockWeights(dw, db, dgamma, dbeta)
 
 
 # ---------------------------------------------------------------------------- beside the ops

@@ -12,7 +12,7 @@ import numpy as np
 
 from minicnn import losses, ops
 from minicnn.layers import Layer
-from minicnn.ops import Statistics
+from minicnn.ops import BlockWeights, Statistics
 from minicnn.optim import Adam
 
 TOLERANCE = 2e-5  # of the largest value
@@ -109,15 +109,16 @@ def block(N, H, W, C, D, F, K, pad, training=True, held=None, tolerance=TOLERANC
             mean, var = draw(rng, F, F)
             given = Statistics(mean, var**2 + np.float32(0.5))
         on_device = given and Statistics(*device(xp, *given))
-        y, cache = kernels.conv_bn_relu(*device(xp, x, skip, w, *rest), on_device, pad)
-        arrays = tuple(a if a is None or held is None else held(a) for a in (x, skip, w))
-        expected, kept = ops.conv_bn_relu(
-            *double(*arrays, *rest), given and Statistics(*double(*given)), pad
-        )
+        weights = BlockWeights(*device(xp, w, *rest))
+        y, cache = kernels.conv_bn_relu(*device(xp, x, skip), weights, on_device, pad)
+        x, skip, w = (a if a is None or held is None else held(a) for a in (x, skip, w))
+        exact, exactly = BlockWeights(*double(w, *rest)), given and Statistics(*double(*given))
+        expected, kept = ops.conv_bn_relu(*double(x, skip), exact, exactly, pad)
         equal([y, *cache.statistics], [expected, *kept.statistics])
         (dy,) = draw(rng, expected.shape)
-        back = kernels.conv_bn_relu_backward(xp.asarray(dy), cache)
-        equal(back, ops.conv_bn_relu_backward(dy.astype(float), kept), tolerance)
+        *inputs, gradients = kernels.conv_bn_relu_backward(xp.asarray(dy), cache)
+        *others, theirs = ops.conv_bn_relu_backward(dy.astype(float), kept)
+        equal([*inputs, *gradients], [*others, *theirs], tolerance)
 
     return run
 

@@ -85,11 +85,11 @@ def blocks(draw):
     D = draw(st.just(0) | st.integers(1, 40))
     x = feature_maps.Map(normal(rng, N, H, W, C), positive(rng, C), normal(rng, C))
     skip = normal(rng, N, H, W, D) if D else None
-    w = normal(rng, K, K, C + D, F)
-    b, gamma, beta = (normal(rng, F) for _ in range(3))
+    vectors = (normal(rng, F) for _ in range(3))
+    weights = ops.BlockWeights(normal(rng, K, K, C + D, F), *vectors)
     before = draw(st.integers(0, K - 1))
     side = before, K - 1 - before
-    return x, skip, w, b, gamma, beta, (side, side), normal(rng, N, H, W, F)
+    return x, skip, weights, (side, side), normal(rng, N, H, W, F)
 
 
 METHODS = {toom_cook_rows.Windows: ONE_AXIS, toom_cook_2d.Tiles: BOTH_AXES}
@@ -100,8 +100,9 @@ METHODS = {toom_cook_rows.Windows: ONE_AXIS, toom_cook_2d.Tiles: BOTH_AXES}
 @given(block=blocks(), trained=st.booleans(), lanes=st.sampled_from([1, 3, 8]))
 def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lanes):
     """Forward and backward, of a lazy first input and a plain second one, by either method."""
-    x, skip, w, b, gamma, beta, pad, dy = block
-    statistics = None if trained else ops.Statistics(b - 1, b * b + 0.5)
+    x, skip, weights, pad, dy = block
+    some = ops.Statistics(weights.b - 1, weights.b**2 + 0.5)
+    statistics = None if trained else some
     sources = [x] if skip is None else [x, feature_maps.Map(skip)]
 
     def method(K, inputs, F, W, backward):
@@ -110,22 +111,22 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
         return chosen
 
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
-    exact = double(x.value(), skip, w, b, gamma, beta)
+    exact = *double(x.value(), skip), ops.BlockWeights(*double(*weights))
     y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
     # Where a batch hardly varies, what rounding leaves is blown up. That of inputs is relative to
     # their shifts, which are left out of what is read: see docs/performance.md.
     assume((cache64.norm.inverse_std < 10).all())
     # A pixel within rounding of 0 may be open on one side only: no gradient comes from those.
-    normalised = cache64.norm.normalised * gamma + beta
+    normalised = cache64.norm.normalised * weights.gamma + weights.beta
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv_block, "LANES", lanes)
         patch.setattr(conv_block, "method", method)
-        y, cache = conv_block.conv_bn_relu(sources, w, b, gamma, beta, statistics, pad, 1e-5)
-        dx, *grads = conv_block.conv_bn_relu_backward(dy, cache, True)
+        y, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad)
+        dx, grads = conv_block.conv_bn_relu_backward(dy, cache, True)
         known = cache.statistics
-        folded = conv_block.conv_bn_relu_predict(sources, w, b, gamma, beta, known, pad, 1e-5, None)
-    dx64, dskip64, *grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
+        folded = conv_block.conv_bn_relu_predict(sources, weights, known, pad, None)
+    dx64, dskip64, grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
     dx64 *= x.value() > 0
 
     bound = METHODS[how]
@@ -207,9 +208,10 @@ def test_pooling_equals_the_readable_op(rng, N, H, W, C, levels):
     ],
 )
 def test_which_path_a_block_takes(dtype, kernel, size, fast, rng):
-    x, w = normal(rng, 1, size, size, 2).astype(dtype), normal(rng, kernel, kernel, 2, 3)
-    vectors = [normal(rng, 3).astype(dtype) for _ in range(3)]
-    _, cache = cpu.conv_bn_relu(x, None, w.astype(dtype), *vectors, None, ops.same_pad(kernel))
+    shapes = (1, size, size, 2), (kernel, kernel, 2, 3), (3,), (3,), (3,)
+    x, *weights = (normal(rng, *shape).astype(dtype) for shape in shapes)
+    pad = ops.same_pad(kernel)
+    _, cache = cpu.conv_bn_relu(x, None, ops.BlockWeights(*weights), None, pad)
     assert isinstance(cache, conv_block.BlockCache if fast else ops.BlockCache)
 
 
@@ -217,7 +219,8 @@ def test_a_gamma_of_zero_takes_the_readable_path(rng):
     """The fast one divides by it."""
     x, w = normal(rng, 1, 8, 8, 2), normal(rng, 4, 4, 2, 3)
     b, beta, gamma = normal(rng, 3), normal(rng, 3), np.array([1, 0, -1], np.float32)
-    y, cache = cpu.conv_bn_relu(x, None, w, b, gamma, beta, None, ops.same_pad(4))
+    weights = ops.BlockWeights(w, b, gamma, beta)
+    y, cache = cpu.conv_bn_relu(x, None, weights, None, ops.same_pad(4))
     assert isinstance(cache, ops.BlockCache)
     np.testing.assert_allclose(y[..., 1], max(0, beta[1]), rtol=1e-6)
 

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 import minicnn as mc
 from minicnn import naive
 from minicnn.gradcheck import check_gradients
-from minicnn.ops import Statistics, pads
+from minicnn.ops import BlockWeights, Statistics, pads
 
 DIGITS = {np.float32: 1e-4, np.float64: 1e-10}  # rounding allowed, relative to the largest value
 sizes = st.integers(1, 3)
@@ -251,12 +251,12 @@ def test_batch_norm_gradients_along_a_random_direction(ops, xp, case, training):
 def test_batch_norm_with_given_statistics_is_affine(ops, xp, case):
     x, gamma, beta, rng = case
     mean, var = rng.standard_normal(gamma.shape), rng.random(gamma.shape)
-    y, cache = ops.batch_norm(*on(xp, x, gamma, beta), Statistics(*on(xp, mean, var)), 1e-3)
-    close(y, (x - mean) / np.sqrt(var + 1e-3) * gamma + beta)
+    y, cache = ops.batch_norm(*on(xp, x, gamma, beta), Statistics(*on(xp, mean, var)))
+    close(y, (x - mean) / np.sqrt(var + 1e-5) * gamma + beta)
     (dy,) = normal(rng, x.shape)
     dx, dgamma, dbeta = ops.batch_norm_backward(xp.asarray(dy), cache)
-    close(dx, dy * gamma / np.sqrt(var + 1e-3))
-    close(dgamma, (dy * (x - mean) / np.sqrt(var + 1e-3)).sum((0, 1, 2)))
+    close(dx, dy * gamma / np.sqrt(var + 1e-5))
+    close(dgamma, (dy * (x - mean) / np.sqrt(var + 1e-5)).sum((0, 1, 2)))
     close(dbeta, dy.sum((0, 1, 2)))
 
 
@@ -360,10 +360,7 @@ class Block(NamedTuple):
 
     x: Any
     skip: Any
-    w: Any
-    b: Any
-    gamma: Any
-    beta: Any
+    weights: BlockWeights
     pad: Any
     rng: Any
 
@@ -376,7 +373,7 @@ def blocks(draw, dtype=dtypes):
     N, C, F, D = draw(st.integers(1, 2)), draw(sizes), draw(sizes), draw(st.integers(0, 3))
     shapes = (N, H, W, C), (N, H, W, D), (K, K, C + D, F), F, F, F
     x, skip, w, b, gamma, beta = normal(rng, *shapes, dtype=draw(dtype))
-    case = Block(x, skip if D else None, w, b, gamma, beta, pad, rng)
+    case = Block(x, skip if D else None, BlockWeights(w, b, gamma, beta), pad, rng)
     assume(far_from_kinks(case))
     return case
 
@@ -384,40 +381,45 @@ def blocks(draw, dtype=dtypes):
 def far_from_kinks(case, statistics=None):
     """No pre-activation so near 0 that rounding, or a finite difference, changes its sign."""
     joined = case.x if case.skip is None else np.concatenate((case.x, case.skip), 3)
-    z, _ = mc.ops.conv2d(joined, case.w, case.b, 1, case.pad)
+    w, b, gamma, beta = case.weights
+    z, _ = mc.ops.conv2d(joined, w, b, 1, case.pad)
     if z.var((0, 1, 2)).min() < 1e-2:  # values so close that the norm blows up every difference
         return False
-    return np.abs(mc.ops.batch_norm(z, case.gamma, case.beta, statistics)[0]).min() > 1e-4
+    return np.abs(mc.ops.batch_norm(z, gamma, beta, statistics)[0]).min() > 1e-4
 
 
 def some_statistics(case):
     """Made-up running statistics of the case's dtype, for inference."""
-    mean, var = case.rng.standard_normal(len(case.b)), case.rng.random(len(case.b)) + 0.5
+    mean, var = case.rng.standard_normal((2, len(case.weights.b)))
+    var = np.abs(var) + 0.5
     statistics = Statistics(mean.astype(case.x.dtype), var.astype(case.x.dtype))
     assume(far_from_kinks(case, statistics))
     return statistics
 
 
 def block_arguments(case, xp):
-    return [None if a is None else xp.asarray(a) for a in case[:6]]
+    """x, skip and the weights, as arrays of `xp`."""
+    skip = None if case.skip is None else xp.asarray(case.skip)
+    return xp.asarray(case.x), skip, BlockWeights(*on(xp, *case.weights))
 
 
 @given(case=blocks())
 def test_block_equals_its_loops(ops, xp, case):
     y, cache = ops.conv_bn_relu(*block_arguments(case, xp), None, case.pad)
-    close(y, naive.conv_bn_relu(*case[:7]))
+    close(y, naive.conv_bn_relu(*case[:4]))
     (dy,) = normal(case.rng, y.shape, dtype=case.x.dtype)
-    dx, dskip, dw, db, *rest = ops.conv_bn_relu_backward(xp.asarray(dy), cache)
-    gradients = naive.conv_bn_relu_backward(dy, *case[:7])
-    all_close((dx, dskip, dw, *rest), (*gradients[:3], *gradients[4:]))
-    assert not db.any()  # exactly: the mean takes the bias out again
+    dx, dskip, gradients = ops.conv_bn_relu_backward(xp.asarray(dy), cache)
+    assert not gradients.b.any()  # exactly: the mean takes the bias out again
+    *expected, theirs = naive.conv_bn_relu_backward(dy, *case[:4])
+    all_close((dx, dskip, *gradients), (*expected, *theirs._replace(b=0 * theirs.b)))
 
 
 @given(case=blocks(), training=st.booleans())
 def test_block_equals_the_plain_ops_in_a_row(ops, xp, case, training):
-    x, skip, w, b, gamma, beta = block_arguments(case, xp)
+    x, skip, weights = block_arguments(case, xp)
+    w, b, gamma, beta = weights
     statistics = None if training else Statistics(*on(xp, *some_statistics(case)))
-    y, cache = ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, case.pad)
+    y, cache = ops.conv_bn_relu(x, skip, weights, statistics, case.pad)
 
     joined = x if skip is None else xp.concatenate((x, skip), 3)
     z, conv = mc.ops.conv2d(joined, w, b, 1, case.pad)
@@ -429,7 +431,7 @@ def test_block_equals_the_plain_ops_in_a_row(ops, xp, case, training):
     dy = xp.asarray(case.rng.standard_normal(y.shape).astype(case.x.dtype))
     dz, dgamma, dbeta = mc.ops.batch_norm_backward(mc.ops.relu_backward(dy, positive), norm)
     dboth, dw, db = mc.ops.conv2d_backward(dz, conv)
-    dx, dskip, *gradients = ops.conv_bn_relu_backward(dy, cache)
+    dx, dskip, gradients = ops.conv_bn_relu_backward(dy, cache)
     both = dx if dskip is None else xp.concatenate((dx, dskip), 3)
     if training:
         db = 0 * db  # what the plain ops leave there is rounding
@@ -438,29 +440,28 @@ def test_block_equals_the_plain_ops_in_a_row(ops, xp, case, training):
 
 @given(case=blocks(double), training=st.booleans())
 def test_block_gradients_along_a_random_direction(ops, xp, case, training):
-    x, skip, w, b, gamma, beta = block_arguments(case, xp)
+    x, skip, weights = block_arguments(case, xp)
     joins = skip is not None
     statistics = None if training else Statistics(*on(xp, *some_statistics(case)))
 
-    def forward(x, w, b, gamma, beta, *skips):
-        skip = skips[0] if joins else None
-        return ops.conv_bn_relu(x, skip, w, b, gamma, beta, statistics, case.pad)
+    def forward(x, w, b, gamma, beta, skip=None):
+        return ops.conv_bn_relu(x, skip, BlockWeights(w, b, gamma, beta), statistics, case.pad)
 
     def backward(dy, cache):
-        dx, dskip, *rest = ops.conv_bn_relu_backward(dy, cache)
-        return (dx, *rest, dskip) if joins else (dx, *rest)
+        dx, dskip, gradients = ops.conv_bn_relu_backward(dy, cache)
+        return (dx, *gradients, dskip) if joins else (dx, *gradients)
 
-    arrays = (x, w, b, gamma, beta, skip) if joins else (x, w, b, gamma, beta)
+    arrays = (x, *weights, skip) if joins else (x, *weights)
     check_gradients(forward, backward, *arrays, rng=case.rng)
 
 
 @given(case=blocks())
 def test_first_block_is_spared_dx(ops, xp, case):
     y, cache = ops.conv_bn_relu(*block_arguments(case, xp), None, case.pad)
-    dx, dskip, *gradients = ops.conv_bn_relu_backward(y, cache, need_dx=False)
+    dx, dskip, gradients = ops.conv_bn_relu_backward(y, cache, need_dx=False)
     assert dx is None and dskip is None
     y, cache = ops.conv_bn_relu(*block_arguments(case, xp), None, case.pad)
-    all_close(gradients, map(mc.to_host, ops.conv_bn_relu_backward(y, cache)[2:]))
+    all_close(gradients, map(mc.to_host, ops.conv_bn_relu_backward(y, cache)[2]))
 
 
 # ---------------------------------------------------------------------------- dtypes
@@ -479,7 +480,9 @@ def calls(ops, xp, dtype):
         "batch_norm": lambda: ops.batch_norm(image, vector, vector),
         "relu": lambda: ops.relu(image),
         "max_pool2d": lambda: ops.max_pool2d(image, 2),
-        "conv_bn_relu": lambda: ops.conv_bn_relu(image, None, weights, vector, vector, vector),
+        "conv_bn_relu": lambda: ops.conv_bn_relu(
+            image, None, BlockWeights(weights, vector, vector, vector)
+        ),
     }
 
 

@@ -24,6 +24,7 @@ from minicnn.kernels.cpu.adam import adam as adam
 from minicnn.kernels.cpu.feature_maps import Gradient, Map
 from minicnn.kernels.cpu.threads import run
 from minicnn.ops import (
+    BlockWeights,
     Pad,
     Statistics,
     batch_norm,
@@ -138,35 +139,26 @@ def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> An
 def conv_bn_relu(
     x: Any,
     skip: Any,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
+    weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    eps: float = 1e-5,
     ranks: Ranks = ALONE,
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    arguments = (gamma, beta, statistics, pad, eps, ranks)
-    if conv_block.fits(sources, w, gamma, pad):
-        block, cache = conv_block.conv_bn_relu(sources, w, b, *arguments)
+    if conv_block.fits(sources, weights, pad):
+        block, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad, ranks)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
-    y, plain_cache = ops.conv_bn_relu(_array(x), plain, w, b, *arguments)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, weights, statistics, pad, ranks)
     return _like(x, y), plain_cache
 
 
 def conv_bn_relu_predict(
     x: Any,
     skip: Any,
-    w: Array,
-    b: Array,
-    gamma: Array,
-    beta: Array,
+    weights: BlockWeights,
     statistics: Statistics,
     pad: Pad = 0,
-    eps: float = 1e-5,
     kept: dict[Any, Any] | None = None,
 ) -> Any:
     """The block in inference: by given statistics, with nothing kept for a backward pass.
@@ -174,19 +166,19 @@ def conv_bn_relu_predict(
     kept: what was derived from these very constants before, for use again; None: they may change.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
-    if conv_block.fits(sources, w, gamma, pad):
-        y = conv_block.conv_bn_relu_predict(sources, w, b, gamma, beta, statistics, pad, eps, kept)
+    if conv_block.fits(sources, weights, pad):
+        y = conv_block.conv_bn_relu_predict(sources, weights, statistics, pad, kept)
         return y if isinstance(x, Map) else y.value()
-    return conv_bn_relu(x, skip, w, b, gamma, beta, statistics, pad, eps)[0]
+    return conv_bn_relu(x, skip, weights, statistics, pad)[0]
 
 
 def conv_bn_relu_backward(
     dy: Any, cache: Any, need_dx: bool = True
-) -> tuple[Any, Any, Array, Array, Array, Array]:
+) -> tuple[Any, Any, BlockWeights]:
     if isinstance(cache, conv_block.BlockCache):
-        dx, *grads = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
+        dx, gradients = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
         dx, dskip = (*dx, None, None)[:2]
-        return dx, dskip, *grads
+        return dx, dskip, gradients
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 

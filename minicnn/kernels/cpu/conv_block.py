@@ -32,7 +32,7 @@ from minicnn.kernels.cpu.threads import run, scratch, shares
 from minicnn.kernels.cpu.toom_cook import ONE, OUTPUTS, from_points, spread, to_points
 from minicnn.kernels.cpu.toom_cook_2d import Tiles
 from minicnn.kernels.cpu.toom_cook_rows import Windows
-from minicnn.ops import Pad, Statistics, pads, whole_batch
+from minicnn.ops import EPS, BlockWeights, Pad, Statistics, pads, whole_batch
 from minicnn.ranks import ALONE, Ranks
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
@@ -46,8 +46,9 @@ def method(K: int, inputs: list[int], F: int, W: int, backward: bool = False) ->
     return (Windows if few else Tiles)(K, inputs, [F], W)
 
 
-def fits(sources: list[Map], w: np.ndarray, gamma: np.ndarray, pad: Pad) -> bool:
+def fits(sources: list[Map], weights: BlockWeights, pad: Pad) -> bool:
     """Whether this module has an algorithm for that convolution, and may divide by gamma."""
+    w, gamma = weights.w, weights.gamma
     K, (rows, columns) = len(w), pads(pad)
     _, H, W, _ = sources[0].shape
     return (
@@ -78,18 +79,15 @@ class BlockCache:
 
 def conv_bn_relu(
     sources: list[Map],
-    w: np.ndarray,
-    b: np.ndarray,
-    gamma: np.ndarray,
-    beta: np.ndarray,
+    weights: BlockWeights,
     statistics: Statistics | None,
     pad: Pad,
-    eps: float,
     ranks: Ranks = ALONE,
 ) -> tuple[Map, BlockCache]:
     """As `minicnn.ops.conv_bn_relu`. What is constant in a channel is left out of z: the mean
     takes it out anyway. Where gamma < 0, z has the other sign, so that all maps' scales are > 0.
     """
+    w, b, gamma, beta = weights
     (top, _), (left, _) = pads(pad)
     N, H, W, _ = sources[0].shape
     sign = np.sign(gamma)
@@ -110,7 +108,7 @@ def conv_bn_relu(
         statistics = Statistics(means.astype(np.float32), var.astype(np.float32))
     else:
         mean, var = statistics.mean * sign - constant, statistics.var
-    inverse_std = 1 / np.sqrt(var + eps)
+    inverse_std = 1 / np.sqrt(var + EPS)
     scale = np.abs(gamma) * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
     norm = (gamma, mean, inverse_std, from_batch, statistics, ranks)
@@ -146,24 +144,21 @@ def _joined(sources: list[Map], what: str) -> np.ndarray:
 
 def conv_bn_relu_predict(
     sources: list[Map],
-    w: np.ndarray,
-    b: np.ndarray,
-    gamma: np.ndarray,
-    beta: np.ndarray,
+    weights: BlockWeights,
     statistics: Statistics,
     pad: Pad,
-    eps: float,
     kept: dict[Any, Any] | None,
 ) -> Map:
     """The block in inference: batch norm is folded into the weights.
 
     relu(gamma (conv(x; w) + b - mean) / std + beta) = relu(conv(x; w scale) + shift).
     """
+    w, b, gamma, beta = weights
     (top, _), (left, _) = pads(pad)
     sources = [Map(x.value()) if x.scaled else x for x in sources]
     how = _method(sources, w)
     if kept is None or type(how) not in kept:
-        scale = (gamma / np.sqrt(statistics.var + eps)).astype(np.float32)
+        scale = (gamma / np.sqrt(statistics.var + EPS)).astype(np.float32)
         shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
         U = how.weights(w * scale, np.ones(w.shape[2], np.float32))
         if kept is not None:
@@ -262,8 +257,8 @@ def _columns(how: Any, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
 
 def conv_bn_relu_backward(
     dy: np.ndarray | Gradient, cache: BlockCache, need_dx: bool
-) -> tuple[list[Any], np.ndarray, np.ndarray, np.ndarray, np.ndarray]:
-    """dy -> gradients of the sources, dw, db, dgamma, dbeta.
+) -> tuple[list[Any], BlockWeights]:
+    """dy -> gradients of the sources, and of the weights.
 
     The first source's gradient is a `Gradient` if that is lazy. The second's is an array: a skip
     is read elsewhere as well, and its gradient is finished there.
@@ -290,7 +285,8 @@ def conv_bn_relu_backward(
         dw += np.outer(_joined(cache.sources, "shift"), total)
     if (sign < 0).any():
         dw *= sign
-    return dx, dw, total * sign, (dgamma * sign).astype(np.float32), dbeta.astype(np.float32)
+    dgamma, dbeta = (dgamma * sign).astype(np.float32), dbeta.astype(np.float32)
+    return dx, BlockWeights(dw, total * sign, dgamma, dbeta)
 
 
 def _convolve_backward(
