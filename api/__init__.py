@@ -11,7 +11,7 @@ from api import errors, hooks, logs, service
 from api.routes import health, items, jobs, masks, pages
 from api.settings import Settings
 from api.uploads import GDAL, Request
-from segment.footprints import require_vector
+from segment.geo.footprints import require_vector
 
 
 def create_app(config: Mapping[str, Any] | None = None) -> Flask:

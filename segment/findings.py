@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.tiles import Tile
-from segment.footprints import components
+from segment.geo.footprints import components
 from segment.metrics import BINS, Confusion, count_tiles, histogram, summarise
 
 BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches

@@ -9,8 +9,8 @@ from pathlib import Path
 from segment.cli import add_outlines, parser, progress, run
 from segment.data.rasters import CRS, Window, write_cog
 from segment.errors import InputError
-from segment.footprints import Footprints, placed, require_place, require_vector
-from segment.geoparquet import write_geoparquet
+from segment.geo.footprints import Footprints, placed, require_place, require_vector
+from segment.geo.geoparquet import write_geoparquet
 from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
 from segment.seams import seamless
 from segment.shards import MASKS, Piece, Plan, missing, read_plan

@@ -15,7 +15,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment import footprints, shards
+from segment import shards
 from segment.blending import (
     WINDOW,
     Box,
@@ -41,6 +41,7 @@ from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.rasters import Window, open_raster, read_pixels, shifted, write_cog, write_raster
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
+from segment.geo import footprints
 from segment.model import Model, load_model, model_file
 from segment.plots import overlay
 from segment.storage.paths import AnyPath, to_path, writing

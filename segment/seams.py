@@ -5,7 +5,7 @@ from collections.abc import Iterable, Iterator
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.footprints import pixel_outlines
+from segment.geo.footprints import pixel_outlines
 
 Outlines = NDArray[np.object_]  # shapely polygons, in pixels (col, row) of the whole mask
 Block = tuple[int, int, NDArray[np.uint8]]  # row, col, mask

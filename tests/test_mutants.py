@@ -287,10 +287,10 @@ MUTANTS = {
         "tests/segment/test_findings.py::test_half_is_not_enough_and_nothing_matches_twice",
     ),
     "an outline drawn into its neighbour": Mutant(
-        "segment/regularise.py",
+        "segment/geo/right_angles.py",
         "if not clash.any():",
         "if True:",
-        "tests/segment/test_regularise.py::test_nobody_is_drawn_into_a_neighbour",
+        "tests/segment/geo/test_right_angles.py::test_nobody_is_drawn_into_a_neighbour",
     ),
 }
 

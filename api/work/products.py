@@ -20,7 +20,7 @@ from api.work.png import write_png
 from api.work.predictor import Predictor, Step
 from segment.data.ground import ground_pixel_size
 from segment.data.rasters import Window, open_raster, read_pixels
-from segment.footprints import Footprints, feature_collection, polygons, require_place
+from segment.geo.footprints import Footprints, feature_collection, polygons, require_place
 from segment.plots import tinted
 from segment.predict import Band, write_bands
 

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from segment import findings
-from segment.footprints import components
+from segment.geo.footprints import components
 from segment.metrics import Confusion, histogram
 
 

@@ -12,9 +12,10 @@ from rio_cogeo import cog_validate
 from test_predict import PLACE, UTM, Redness, photograph, write
 from test_shards import Edgy, predict_shards
 
-from segment import blending, footprints, merge, mosaic, predict
+from segment import blending, merge, mosaic, predict
 from segment.data.rasters import shifted
 from segment.errors import InputError
+from segment.geo import footprints
 
 shapely = pytest.importorskip("shapely")
 geopandas = pytest.importorskip("geopandas")
@@ -204,7 +205,7 @@ def test_no_building_is_an_empty_table(tmp_path, model):
 
 def test_the_table_is_written_group_by_group(tmp_path, monkeypatch):
     parquet = pytest.importorskip("pyarrow.parquet")
-    from segment import geoparquet
+    from segment.geo import geoparquet
 
     monkeypatch.setattr(geoparquet, "GROUP", 10)
     mask = np.zeros((40, 40), np.uint8)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segment.footprints import pixel_outlines
+from segment.geo.footprints import pixel_outlines
 from segment.seams import seamless
 
 shapely = pytest.importorskip("shapely")

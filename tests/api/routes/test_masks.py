@@ -9,7 +9,7 @@ import rasterio
 from rasterio.transform import Affine
 from serving import PLACE, decode, encode, picture, problem, scene, unplaced_is_fine
 
-from segment import footprints
+from segment.geo import footprints
 from segment.plots import tinted
 from segment.predict import main as predict
 from segment.predict import predict_scene

@@ -11,7 +11,7 @@ from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from serving import decode, encode, picture, scene, wait_for
 
-from segment.footprints import polygons
+from segment.geo.footprints import polygons
 from segment.predict import predict_scene
 
 FLAGS = (

@@ -10,8 +10,8 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.features import rasterize
 
-from segment import footprints
 from segment.errors import InputError
+from segment.geo import footprints
 
 pyogrio = pytest.importorskip("pyogrio")
 shapely = pytest.importorskip("shapely")

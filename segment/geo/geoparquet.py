@@ -5,7 +5,7 @@ from collections.abc import Iterable
 from pathlib import Path
 
 from minicnn.files import atomic_write
-from segment.footprints import Footprints
+from segment.geo.footprints import Footprints
 
 GROUP = 50_000  # rows that are held, and that a reader skips by their bounding box: about 10 MB
 _SIDES = ("xmin", "ymin", "xmax", "ymax")

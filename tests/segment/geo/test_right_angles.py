@@ -9,8 +9,8 @@ from hypothesis import strategies as st
 from rasterio.crs import CRS
 from rasterio.features import rasterize, shapes
 
-from segment import footprints, regularise
-from segment.regularise import right_angled
+from segment.geo import footprints, right_angles
+from segment.geo.right_angles import right_angled
 
 PIXEL = 0.3
 RECTANGLE = shapely.box(0, 0, 14, 9)
@@ -139,4 +139,4 @@ def test_footprints_are_drawn_in_metres_on_the_ground():
         mask.astype(np.uint8), place, CRS.from_epsg(3857), simplify=8.5, right_angles=True
     )
     assert len(list(angles(coarse.outlines[0]))) != 6  # no wall of 7 m is left
-    assert regularise.LEAST_IOU == 0.8
+    assert right_angles.LEAST_IOU == 0.8

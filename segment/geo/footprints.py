@@ -14,7 +14,7 @@ from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
 from segment.errors import InputError
-from segment.regularise import right_angled
+from segment.geo.right_angles import right_angled
 
 DECIMALS = 7  # of a degree: about a centimetre
 WALL = 1.0  # metres: what is shorter is the mask's unsteady hand, not a wall
@@ -65,7 +65,7 @@ def polygons(
 
     Pixels that touch by a side belong together (4-connectivity). Outlines are simplified by
     Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; with
-    `right_angles` they are drawn as `regularise.right_angled` does, with `simplify` metres (0: 1 m,
+    `right_angles` they are drawn as in `segment.geo.right_angles`, with `simplify` metres (0: 1 m,
     or two pixels if that is more) for its tolerance. Then those below `min_area` m2 on the ground
     are dropped. Memory: the mask, plus about 100 bytes a corner, with right angles three times
     that. Raises InputError as `require_vector` and `require_place` do.

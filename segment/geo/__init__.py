@@ -1,0 +1,1 @@
+"""Buildings as a map has them: outlines with areas on the ground, right angles, files of them."""
