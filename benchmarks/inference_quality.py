@@ -14,12 +14,12 @@ from rasterio.features import rasterize, shapes
 
 from benchmarks.held_out import RIM, HeldOut, Score, arguments, setting
 from benchmarks.report import processor, table, write
-from segment.blending import WINDOW
 from segment.data.rasters import open_raster
 from segment.geo.right_angles import right_angled
 from segment.metrics import BINS, calibrate, histogram
 from segment.model import Model
-from segment.predict import OVERLAP, scene_bands
+from segment.predict.blending import WINDOW
+from segment.predict.scene import OVERLAP, scene_bands
 
 NETWORK = {
     "windows side by side": {"overlap": 0},

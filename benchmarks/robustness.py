@@ -16,11 +16,11 @@ from PIL import Image
 
 from benchmarks.held_out import RIM, HeldOut, Score, arguments, setting
 from benchmarks.report import table, write
-from segment.blending import WINDOW
 from segment.data.labels import IGNORE
 from segment.data.rasters import Reading, open_raster, read_pixels, write_raster
 from segment.model import Model
-from segment.predict import predict_scene
+from segment.predict.blending import WINDOW
+from segment.predict.scene import predict_scene
 
 BLACK, HAZE = (0, 0, 0), (205, 212, 220)  # what the air adds is a bright, bluish grey
 QUALITY = 25  # of the JPEG file: what some map services send

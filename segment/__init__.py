@@ -6,11 +6,11 @@ from segment import start as start
 
 if TYPE_CHECKING:
     from segment.model import Model, load_model
-    from segment.predict import predict_scene
+    from segment.predict.scene import predict_scene
 
 __all__ = ["Model", "load_model", "predict_scene"]
 
-_HOMES = {"Model": "model", "load_model": "model", "predict_scene": "predict"}
+_HOMES = {"Model": "model", "load_model": "model", "predict_scene": "predict.scene"}
 
 
 def __getattr__(name: str) -> Any:

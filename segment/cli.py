@@ -14,7 +14,6 @@ from minicnn.backend import DeviceError
 from minicnn.checkpoint import CheckpointError
 from segment import start
 from segment.errors import InputError
-from segment.views import VIEWS
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
 
@@ -115,17 +114,6 @@ def add_reading(to: argparse.ArgumentParser) -> None:
 def add_pixel_size(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--pixel-size", type=positive, metavar="M", help="ground resolution to work at, in metres"
-    )
-
-
-def add_views(to: argparse.ArgumentParser) -> None:
-    to.add_argument(
-        "--views",
-        type=int,
-        choices=tuple(VIEWS),
-        default=1,
-        help="average so many turned and mirrored views of each window (test-time augmentation), "
-        "at that many times the cost; default: 1",
     )
 
 

@@ -15,7 +15,6 @@ from minicnn.backend import choose_device
 from segment.cli import (
     add_data,
     add_device,
-    add_views,
     check_folder,
     parser,
     positive,
@@ -31,12 +30,12 @@ from segment.findings import Batch, examine
 from segment.metrics import Confusion, count_tiles, table
 from segment.model import Model, load_model
 from segment.plots import Example
+from segment.predict.views import add_views, averaged
 from segment.report import Evaluation, write_report
 from segment.run import Run
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
-from segment.views import averaged
 
 BATCH = 8
 SHOWN = 3  # tiles in the report from each of the best, the median and the worst

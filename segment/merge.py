@@ -12,8 +12,8 @@ from segment.errors import InputError
 from segment.geo.footprints import Footprints, placed, require_place, require_vector
 from segment.geo.geoparquet import write_geoparquet
 from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
+from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.seams import seamless
-from segment.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.storage.paths import AnyPath, local, to_path, writing
 
 NAMED = 5  # shards in an error, and masks of a shard

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 from minicnn.files import atomic_write
 from segment.data.rasters import Window, open_raster, read_mask, shifted
 from segment.errors import InputError
-from segment.shards import MASKS, TAG, Piece, Plan, Source
+from segment.predict.shards import MASKS, TAG, Piece, Plan, Source
 
 BLOCK = 4096  # pixels along the side of what is held at once
 

@@ -275,10 +275,10 @@ MUTANTS = {
         "tests/minicnn/test_files.py::test_an_error_inside_leaves_what_was[ValueError]",
     ),
     "a view turned on, not back": Mutant(
-        "segment/views.py",
+        "segment/predict/views.py",
         "-turn, axes=(1, 2)",
         "turn, axes=(1, 2)",
-        "tests/segment/test_views.py::test_views_are_averaged_pixel_by_pixel[4]",
+        "tests/segment/predict/test_views.py::test_views_are_averaged_pixel_by_pixel[4]",
     ),
     "half a building found": Mutant(
         "segment/findings.py",

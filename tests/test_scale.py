@@ -28,7 +28,7 @@ assert len(store) == 4 * 19 * 19
 """
 PREDICT = f"""
 import sys
-from segment.predict import main
+from segment.predict.command import main
 main(sys.argv[1:])
 {PEAK}
 """
@@ -37,7 +37,8 @@ main(sys.argv[1:])
 AREA = f"""
 import sys
 from types import SimpleNamespace
-from segment import merge, predict
+from segment import merge
+from segment.predict import command as predict
 from segment.model import ModelInfo
 
 class Red:

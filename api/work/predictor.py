@@ -22,7 +22,7 @@ from api.uploads import Source
 from minicnn.backend import choose_device
 from segment.data.rasters import open_raster
 from segment.model import Model, load_model, model_file
-from segment.predict import scene_bands, write_bands
+from segment.predict.scene import scene_bands, write_bands
 from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")

@@ -22,7 +22,7 @@ from segment.data.ground import ground_pixel_size
 from segment.data.rasters import Window, open_raster, read_pixels
 from segment.geo.footprints import Footprints, feature_collection, polygons, require_place
 from segment.plots import tinted
-from segment.predict import Band, write_bands
+from segment.predict.scene import Band, write_bands
 
 ROWS = 256
 CORNERS = 1_000_000  # of outlines: more would take more memory than the mask itself

@@ -7,8 +7,8 @@ import pytest
 from affine import Affine
 from rasterio.crs import CRS
 
-from segment import footprints
-from segment.geoparquet import write_geoparquet
+from segment.geo import footprints
+from segment.geo.geoparquet import write_geoparquet
 
 pyogrio = pytest.importorskip("pyogrio")
 shapely = pytest.importorskip("shapely")

@@ -12,10 +12,13 @@ from rio_cogeo import cog_validate
 from test_predict import PLACE, UTM, Redness, photograph, write
 from test_shards import Edgy, predict_shards
 
-from segment import blending, merge, mosaic, predict
+from segment import merge, mosaic
 from segment.data.rasters import shifted
 from segment.errors import InputError
 from segment.geo import footprints
+from segment.predict import blending
+from segment.predict import command as predict
+from segment.predict.scene import predict_scene
 
 shapely = pytest.importorskip("shapely")
 geopandas = pytest.importorskip("geopandas")
@@ -96,7 +99,7 @@ def test_the_model_of_that_test_does_see_where_its_windows_are(tmp_path, small, 
     pixels = photograph(300, 300)
     whole = write(tmp_path / "whole1.tif", pixels)
     part = write(tmp_path / "part1.tif", pixels[:, :, :150])
-    masks = [predict.predict_scene(Edgy(), scene)[0] for scene in (whole, part)]
+    masks = [predict_scene(Edgy(), scene)[0] for scene in (whole, part)]
     assert (masks[0][:, :150] != masks[1]).any()
 
 

@@ -13,7 +13,7 @@ from buckets import refusal
 from minicnn.checkpoint import load
 from segment import synthetic
 from segment.model import ModelInfo, load_model, save_model
-from segment.predict import predict_scene
+from segment.predict.scene import predict_scene
 from segment.storage import s3
 from segment.storage.paths import to_path
 from segment.synthetic import write_scenes

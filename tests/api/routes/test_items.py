@@ -11,7 +11,7 @@ from pystac.extensions.projection import ProjectionExtension
 from pystac.validation.stac_validator import JsonSchemaSTACValidator
 from serving import PLACE, decode, encode, picture, problem, scene
 
-from segment.predict import predict_scene
+from segment.predict.scene import predict_scene
 
 
 @pytest.fixture

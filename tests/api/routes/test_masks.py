@@ -11,8 +11,8 @@ from serving import PLACE, decode, encode, picture, problem, scene, unplaced_is_
 
 from segment.geo import footprints
 from segment.plots import tinted
-from segment.predict import main as predict
-from segment.predict import predict_scene
+from segment.predict.command import main as predict
+from segment.predict.scene import predict_scene
 
 
 @pytest.fixture

@@ -12,7 +12,7 @@ from selenium.webdriver.common.keys import Keys
 from serving import decode, encode, picture, scene, wait_for
 
 from segment.geo.footprints import polygons
-from segment.predict import predict_scene
+from segment.predict.scene import predict_scene
 
 FLAGS = (
     "--headless --no-sandbox --disable-gpu --disable-quic --no-first-run --disable-sync "

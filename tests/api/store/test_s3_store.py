@@ -12,7 +12,7 @@ from serving import Server, decode, problem, scene, wait_for
 
 from api.settings import Settings
 from api.store.items import S3Store
-from segment.predict import predict_scene
+from segment.predict.scene import predict_scene
 
 ASYNC = {"Prefer": "respond-async"}
 

@@ -9,7 +9,7 @@ import pytest
 import requests
 from serving import decode, problem, scene, wait_for
 
-from segment.predict import predict_scene
+from segment.predict.scene import predict_scene
 
 ASYNC = {"Prefer": "respond-async"}
 

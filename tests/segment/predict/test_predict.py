@@ -14,16 +14,18 @@ import rasterio
 from affine import Affine
 from rasterio.crs import CRS
 
-from segment import blending, predict
 from segment.data.rasters import open_raster
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model
-from segment.predict import Band, main, predict_scene
+from segment.predict import blending
+from segment.predict import command as predict
+from segment.predict.command import main
+from segment.predict.scene import Band, predict_scene, scene_bands
 from segment.unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-BANEPA = Path(__file__).parents[2] / "../shared/data/banepa-nepal/mosaic/banepa1.tif"
+BANEPA = Path(__file__).parents[3] / "../shared/data/banepa-nepal/mosaic/banepa1.tif"
 UTM = CRS.from_epsg(32645)
 PLACE = Affine(0.3, 0, 500_000, 0, -0.3, 3_000_000)
 LOCAL = CRS.from_wkt(
@@ -359,8 +361,8 @@ def test_a_real_network_shows_no_seam(tmp_path, monkeypatch):
     pixels = photograph(241, 431)
     scene = write(tmp_path / "scene.tif", pixels)
     with open_raster(scene) as dataset:
-        bands = list(predict.scene_bands(model, dataset, overlap=96))
-        rough = list(predict.scene_bands(model, dataset, overlap=0))
+        bands = list(scene_bands(model, dataset, overlap=96))
+        rough = list(scene_bands(model, dataset, overlap=0))
     found, seamed = (np.concatenate([b.probability for b in run]) for run in (bands, rough))
     padded = np.pad(pixels.transpose(1, 2, 0), ((0, 1), (0, 1), (0, 0)), mode="symmetric")
     whole = model.predict(padded[None])[0][:241, :431]
@@ -377,7 +379,7 @@ def test_a_real_network_gives_a_box_the_bits_of_the_whole(tmp_path, monkeypatch)
     with open_raster(scene) as dataset:
 
         def probabilities(box=None):
-            bands = predict.scene_bands(model, dataset, box=box)
+            bands = scene_bands(model, dataset, box=box)
             return np.concatenate([band.probability for band in bands])
 
         whole = probabilities()
@@ -389,9 +391,10 @@ def test_memory_does_not_grow_with_the_scene(tmp_path):
     """Eight times as many rows, in a process of its own, whose peak the system tells."""
     code = textwrap.dedent("""
         import resource, sys
-        sys.path.insert(0, sys.argv[3])
+        sys.path[:0] = sys.argv[3:]
         from test_predict import Redness
-        from segment import blending, predict
+        from segment.predict import blending
+        from segment.predict import command as predict
         predict.load_model = lambda path: Redness()
         predict.main([sys.argv[1], "--out", sys.argv[2]])
         print(resource.getrusage(resource.RUSAGE_SELF).ru_maxrss)
@@ -404,7 +407,7 @@ def test_memory_does_not_grow_with_the_scene(tmp_path):
         with rasterio.open(scene, "w", width=1024, height=height, **profile) as dataset:
             for row in range(0, height, 1024):
                 dataset.write(rows, window=rasterio.windows.Window(0, row, 1024, 1024))
-        command = [sys.executable, "-c", code, str(scene), str(out), str(Path(__file__).parent)]
+        command = [sys.executable, "-c", code, scene, out, *Path(__file__).parents[:2]]
         # GDAL keeps blocks in a cache of its own, at most so large
         environment = os.environ | {"GDAL_CACHEMAX": "16MB"}
         done = subprocess.run(command, env=environment, capture_output=True, text=True, check=True)

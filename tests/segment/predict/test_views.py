@@ -4,8 +4,8 @@ import numpy as np
 import pytest
 
 from segment.model import Model, ModelInfo
+from segment.predict.views import VIEWS, averaged
 from segment.unet import UNet
-from segment.views import VIEWS, averaged
 
 # Where the pixel (i, j) of an h x w image lies in its view, one line a view: by hand.
 PLACES = [

@@ -8,8 +8,8 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from segment import blending
-from segment.blending import (
+from segment.predict import blending
+from segment.predict.blending import (
     blended_bands,
     block_edges,
     resampled_bands,

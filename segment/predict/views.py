@@ -1,5 +1,6 @@
 """Test-time augmentation: a photograph from above has no up, so its turned views may vote."""
 
+import argparse
 from collections.abc import Callable
 
 import numpy as np
@@ -34,3 +35,14 @@ def averaged(predict: Predict, views: int) -> Predict:
         return total / np.float32(views)
 
     return mean
+
+
+def add_views(to: argparse.ArgumentParser) -> None:
+    to.add_argument(
+        "--views",
+        type=int,
+        choices=tuple(VIEWS),
+        default=1,
+        help="average so many turned and mirrored views of each window (test-time augmentation), "
+        "at that many times the cost; default: 1",
+    )

@@ -17,10 +17,10 @@ from typing import Any
 
 from affine import Affine
 
-from segment.blending import Box, block_edges
 from segment.data.rasters import is_whole, open_raster
 from segment.data.scenes import Scene
 from segment.errors import InputError
+from segment.predict.blending import Box, block_edges
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import AnyPath, local, writing
 

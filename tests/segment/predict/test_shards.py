@@ -16,10 +16,11 @@ from rio_cogeo import cog_validate
 from test_blending import network
 from test_predict import UTM, photograph, write
 
-from segment import blending, predict, shards
 from segment.errors import InputError
 from segment.model import ModelInfo
-from segment.predict import main
+from segment.predict import blending, shards
+from segment.predict import command as predict
+from segment.predict.command import main
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -206,7 +207,8 @@ KILLED = textwrap.dedent("""
     sys.path.insert(0, sys.argv[1])
     from test_shards import Edgy
     import rasterio.shutil
-    from segment import blending, predict
+    from segment.predict import blending
+    from segment.predict import command as predict
     blending.WINDOW = 128
     model, moment = Edgy(), sys.argv[2]
 
@@ -240,7 +242,9 @@ def test_a_killed_shard_publishes_nothing_by_halves_and_is_done_again(
     out = tmp_path / "out"
     command = [str(scene), "--out", str(out), "--shards", "2", "--shard"]
     code = [sys.executable, "-c", KILLED, str(Path(__file__).parent), moment, *command, "0"]
-    environment = os.environ | {"PYTHONPATH": str(Path(__file__).parents[2])}
+    environment = os.environ | {
+        "PYTHONPATH": os.pathsep.join(map(str, Path(__file__).parents[1:4]))
+    }
     killed = subprocess.run(code, env=environment, capture_output=True, text=True, check=False)
     assert killed.returncode == -signal.SIGKILL, killed.stderr
 

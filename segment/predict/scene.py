@@ -1,0 +1,146 @@
+"""A scene of any size through the network, in bands from top to bottom: masks and probabilities."""
+
+import logging
+from collections.abc import Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+from numpy.typing import NDArray
+
+from segment.data.ground import ground_pixel_size, working_shape
+from segment.data.rasters import Window, open_raster, read_pixels, write_raster
+from segment.data.scenes import find_scenes
+from segment.errors import InputError
+from segment.model import Model
+from segment.predict.blending import (
+    WINDOW,
+    Box,
+    Floats,
+    Progress,
+    blended_bands,
+    resampled_bands,
+    source_box,
+)
+from segment.predict.views import averaged
+from segment.storage.paths import AnyPath
+
+OVERLAP = 64  # pixels
+
+log = logging.getLogger(__name__)
+
+
+@dataclass(frozen=True)
+class Band:
+    """Finished rows of a scene or box, from `row` on: what was seen, is valid, and was found."""
+
+    row: int
+    pixels: NDArray[np.uint8]  # (rows, W, 3)
+    valid: NDArray[np.bool_]  # (rows, W)
+    probability: Floats  # (rows, W); 0 where invalid
+
+    def mask(self, threshold: float) -> NDArray[np.uint8]:
+        """255 where there is a building, 0 elsewhere; what isn't valid is no building."""
+        building = self.valid & (self.probability >= threshold)
+        return np.where(building, 255, 0).astype(np.uint8)
+
+
+def scene_bands(
+    model: Model,
+    dataset: Any,
+    overlap: int = OVERLAP,
+    pixel_size: float | None = None,
+    progress: Progress = iter,
+    box: Box | None = None,
+    views: int = 1,
+) -> Iterator[Band]:
+    """Predict an open scene, or a box of it to the same bits, from top to bottom.
+
+    `pixel_size` is the scene's, in metres on the ground, where the file doesn't say or is wrong.
+    If it isn't the model's, the scene is resampled to that and the probabilities back. With 2, 4
+    or 8 `views` as many turned and mirrored ones are averaged: better, and as many times slower.
+    """
+    check_overlap(overlap)
+    shape = dataset.height, dataset.width
+    grid = _working_shape(model, dataset, pixel_size)
+
+    scale = shape[0] / grid[0], shape[1] / grid[1]
+    box = box or (slice(0, shape[0]), slice(0, shape[1]))
+
+    def read(rows: slice, cols: slice) -> Any:
+        size = rows.stop - rows.start, cols.stop - cols.start
+        place = cols.start * scale[1], rows.start * scale[0], size[1] * scale[1], size[0] * scale[0]
+        return read_pixels(dataset, model.info.reading, Window(*place), size)
+
+    inner = box if grid == shape else source_box(grid, shape, box)
+    multiple = model.net.multiple
+    look = averaged(model.predict, views)
+    bands = blended_bands(look, read, grid, overlap, multiple, progress, inner)
+    if grid != shape:
+        bands = resampled_bands(bands, grid, shape, box)
+    row, (rows, cols) = 0, box
+    for probability in bands:
+        height, width = probability.shape
+        window = Window(cols.start, rows.start + row, width, height)
+        pixels, valid = read_pixels(dataset, model.info.reading, window)
+        yield Band(row, pixels, valid, np.where(valid, probability, np.float32(0)))
+        row += height
+
+
+def check_overlap(overlap: int) -> None:
+    if not 0 <= overlap <= WINDOW // 2:
+        raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
+
+
+def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:
+    """The scene's height and width at the model's pixel size."""
+    own, wanted = pixel_size or ground_pixel_size(dataset), model.info.pixel_size
+    height, width = working_shape(dataset, own, wanted)
+    if (height, width) != dataset.shape:
+        about = "%s: pixels of %.3g m, resampled to the model's %.3g m"
+        log.warning(about, dataset.name, own, wanted)
+    return max(1, height), max(1, width)
+
+
+def predict_scene(
+    model: Model,
+    path: str | AnyPath,
+    threshold: float | None = None,
+    overlap: int = OVERLAP,
+    pixel_size: float | None = None,
+    views: int = 1,
+) -> tuple[NDArray[np.uint8], dict[str, Any]]:
+    """The mask (H, W) of a scene, 255 on buildings and 0 elsewhere, and its raster profile.
+
+    The profile has the scene's CRS and transform. `threshold` is the model's own unless given;
+    `overlap`, `pixel_size` and `views` are as in `scene_bands`. Pixels that aren't valid are no
+    building.
+    """
+    limit = model.info.threshold if threshold is None else threshold
+    with open_raster(path) as dataset:
+        (scene,) = find_scenes([path], labelled=False)
+        bands = scene_bands(model, dataset, overlap, pixel_size or scene.pixel_size, views=views)
+        return np.concatenate([band.mask(limit) for band in bands]), mask_profile(dataset, "uint8")
+
+
+def mask_profile(dataset: Any, dtype: str) -> dict[str, Any]:
+    """The profile of a GeoTIFF of one band that lies where the dataset does."""
+    place = {"crs": dataset.crs, "transform": dataset.transform}
+    size = {"height": dataset.height, "width": dataset.width}
+    return {"driver": "GTiff", "count": 1, "dtype": dtype, **size, **place}
+
+
+def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
+    """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
+    profile = mask_profile(dataset, "float32" if threshold is None else "uint8")
+    with write_raster(path, profile) as out:
+        for band in bands:
+            values = band.probability if threshold is None else band.mask(threshold)
+            write_band(out, band, values)
+
+
+def write_band(out: Any, band: Band, values: NDArray[Any]) -> None:
+    rows = Window(0, band.row, out.width, len(values))
+    out.write(values, 1, window=rows)
+    out.write_mask(band.valid, window=rows)
