@@ -5,6 +5,8 @@ import os
 import re
 import subprocess
 import sys
+from copy import deepcopy
+from importlib import import_module
 from pathlib import Path
 
 import pytest
@@ -25,7 +27,10 @@ def tagged(path, tag):
 
 def test_all_are_there():
     names = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    assert names == [f"{number:02}" for number in range(1, 12)] + ["A", "B"]
+    assert names == ["01", "02", "03", "04", "04b", *(f"{n:02}" for n in range(5, 12)), "A", "B"]
+    index = (FOLDER.parent / "index.md").read_text()
+    pages = re.findall(r"^notebooks/(\w+)$", index, re.M)
+    assert pages == [path.stem for path in NOTEBOOKS]  # in the site, in this order
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -60,10 +65,52 @@ def test_exercises_have_stub_check_and_solution(path):
         assert "hide-cell" in solution["metadata"]["tags"]
 
 
+@pytest.fixture
+def runner(oracle, monkeypatch):
+    """The program that runs notebooks, as a module."""
+    oracle("nbclient")
+    monkeypatch.syspath_prepend(FOLDER)
+    return import_module("run")
+
+
+def test_stale_outputs_are_noticed(runner):
+    stored = runner.nbformat.read(FOLDER / "09_accuracy_or_iou.ipynb", as_version=4)
+    code = [cell for cell in stored.cells if cell.cell_type == "code"]
+    printed = next(cell for cell in code if "IoU 0.40" in str(cell.outputs))
+    first, *_, last = [o.data for c in code for o in c.outputs if "image/png" in o.get("data", {})]
+
+    fresh = deepcopy(stored)
+    assert runner.differences(stored, fresh) == []
+    output = printed.outputs[0]
+    output.text = output.text.replace("0.40", "0.44")
+    assert "0.44" in runner.differences(stored, fresh)[0]
+    printed.metadata["tags"] = ["varies"]
+    assert runner.differences(stored, fresh) == []
+    first["image/png"] = last["image/png"]
+    assert "drew another picture" in runner.differences(stored, fresh)[0]
+
+
+@pytest.mark.parametrize(
+    ("stored", "fresh", "same"),
+    [
+        ("3 roofs", "3 roofs", True),
+        ("3 roofs", "4 roofs", False),
+        ("3 roofs", "3 trees", False),
+        ("3 roofs", "3 roofs, 2 trees", False),
+        ("error 1.2e-09", "error 8.1e-10", True),
+        ("16,084 m²", "16,090 m²", True),
+        ("16,084 m²", "1,084 m²", False),
+    ],
+)
+def test_numbers_may_differ_by_rounding(runner, stored, fresh, same):
+    assert runner.same_text(stored, fresh) == same
+
+
 @pytest.mark.slow
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
 def test_runs(path, oracle):
-    """Every assert holds, every solution passes its check, and it takes at most a minute."""
+    """Every assert holds, every solution passes its check, the stored outputs are those of today,
+    and it takes at most a minute."""
     oracle("nbclient")
     environment = os.environ | {"PYTHONPATH": str(FOLDER.parent.parent)}
     done = subprocess.run(

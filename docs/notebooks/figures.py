@@ -4,9 +4,15 @@ Colours are those of Okabe and Ito, which colour-blind readers can tell apart, a
 gray and PuOr. Every picture has a text in its place for those who do not see it.
 """
 
+import base64
+import hashlib
+import html
 import io
-import os
+import json
+import re
 from collections.abc import Callable, Sequence
+from itertools import product
+from pathlib import Path
 from typing import Any
 
 import matplotlib
@@ -15,9 +21,11 @@ from IPython.display import display
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Rectangle
+from PIL import Image
 
 BLACK, ORANGE, SKY, GREEN = "#000000", "#E69F00", "#56B4E9", "#009E73"
 YELLOW, BLUE, VERMILION, PURPLE = "#F0E442", "#0072B2", "#D55E00", "#CC79A7"
+PAGE = Path(__file__).with_name("states.html").read_text(encoding="utf-8")
 CYCLE = (BLUE, ORANGE, GREEN, PURPLE, SKY, VERMILION)
 
 matplotlib.rcParams.update(
@@ -113,6 +121,15 @@ def grids(
     boxes: Sequence[Sequence[tuple[int, int, int, int, str]]] = (),
 ) -> None:
     """Small matrices side by side, all cells of one size."""
+    show(grids_figure(matrices, titles, boxes), alt)
+
+
+def grids_figure(
+    matrices: Sequence[np.ndarray],
+    titles: Sequence[str],
+    boxes: Sequence[Sequence[tuple[int, int, int, int, str]]] = (),
+) -> Figure:
+    """The figure of `grids`."""
     rows = max(len(m) for m in matrices)
     cell = min(0.42, 2.2 / rows)  # inches
     pairs = zip(matrices, titles, strict=True)
@@ -126,7 +143,7 @@ def grids(
         grid(axes, matrix, title, marks)
         middle = (np.shape(matrix)[1] - 1) / 2
         axes.set(xlim=(middle - width / 2, middle + width / 2), ylim=(rows - 0.5, -0.5))
-    show(figure, alt)
+    return figure
 
 
 def unet(stages: Sequence[tuple[str, Any, tuple[int, ...]]], size: int) -> None:
@@ -189,16 +206,47 @@ def your_turn(check: Callable[[Callable[..., Any]], None], solution: Callable[..
         print("Right.")
 
 
-def play(draw: Callable[..., None], **controls: Any) -> None:
-    """Sliders where someone is there to move them; else `draw` once, as each slider stands.
+def states(
+    draw: Callable[..., tuple[Figure, str]], still: Sequence[Any], **controls: Sequence[Any]
+) -> None:
+    """Sliders that work without Python: a picture of every state is stored in the page.
 
-    `controls` are ipywidgets. What is stored in the notebook is that one still picture, which a
-    page without Python can show too.
+    `draw` takes one value of each of `controls` and returns a figure and its text. `still` names
+    the state to begin with, which is all that shows where no script may run.
     """
-    still = {name: control.value for name, control in controls.items()}
-    if os.environ.get("MINICNN_STILL"):
-        draw(**still)
-        return
-    from ipywidgets import interact
+    values = list(product(*controls.values()))
+    drawn = [draw(**dict(zip(controls, value, strict=True))) for value in values]
+    pictures = [base64.b64encode(few_colours(figure)).decode() for figure, _ in drawn]
+    texts = [alt for _, alt in drawn]
+    at = values.index(tuple(still))
+    stored = {
+        "pictures": pictures,
+        "texts": texts,
+        "values": [[str(v) for v in options] for options in controls.values()],
+    }
+    name = "states-" + hashlib.sha256(repr((list(controls), texts)).encode()).hexdigest()[:8]
+    sliders = [
+        f"<label><span>{html.escape(control.replace('_', ' '))}</span><input type='range' min='0'"
+        f" max='{len(options) - 1}' value='{list(options).index(start)}'><output></output></label>"
+        for (control, options), start in zip(controls.items(), still, strict=True)
+    ]
+    filled = {
+        "BOX": name,
+        "ALT": html.escape(texts[at]),
+        "STILL": pictures[at],
+        "SLIDERS": "\n".join(sliders),
+        "STATES": json.dumps(stored),
+    }
+    page = re.sub("|".join(filled), lambda found: filled[found[0]], PAGE)
+    picture = {"image/png": base64.b64decode(pictures[at]), "text/plain": texts[at]}
+    display({"text/html": page, **picture}, raw=True, metadata={"image/png": {"alt": texts[at]}})
 
-    interact(draw, **controls)
+
+def few_colours(figure: Figure) -> bytes:
+    """A figure as a PNG of at most 64 colours: a page may hold a hundred of them."""
+    png, small = io.BytesIO(), io.BytesIO()
+    figure.savefig(png, format="png", dpi=100)
+    Image.open(png).convert("RGB").quantize(64, dither=Image.Dither.NONE).save(
+        small, format="png", optimize=True
+    )
+    return small.getvalue()
