@@ -16,7 +16,7 @@ from segment.unet import UNet
 DOCS = Path(__file__).parent
 CUDA = DOCS.parent / "minicnn" / "kernels" / "cuda"
 REGISTERS, BATCH = 65_536, 16
-TENSOR_CORES = 80  # as in minicnn/kernels/gpu.py
+TENSOR_CORES = 80  # as in minicnn/kernels/gpu
 LIMITS = {  # of a multiprocessor: threads, blocks, KiB of shared memory
     70: (2048, 32, 96),
     75: (1024, 16, 64),
@@ -93,7 +93,7 @@ def resources() -> str:
 
 
 def _modules() -> list[str]:
-    text = (CUDA.parent / "gpu.py").read_text()
+    text = (CUDA.parent / "gpu" / "launches.py").read_text()
     found = re.search(r"^FILES = \{.*?^\}", text, re.M | re.S)
     assert found
     files = re.findall(r'"\w+": \(([^)]*)\)', found[0])

@@ -2,7 +2,6 @@
 
 import platform
 import sys
-from collections import deque
 from collections.abc import Iterable, Iterator
 from importlib import import_module
 from types import ModuleType
@@ -12,6 +11,7 @@ import numpy as np
 
 Array = Any  # numpy.ndarray or cupy.ndarray; the two share no base class
 
+FULL = 2  # cudaErrorMemoryAllocation, which is CUDA_ERROR_OUT_OF_MEMORY
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -100,10 +100,15 @@ def free_memory() -> int:
     return int(cupy.cuda.runtime.memGetInfo()[0])
 
 
-def out_of_memory() -> tuple[type[BaseException], ...]:
-    """The errors that say so of a GPU, to be caught."""
+def out_of_memory(error: BaseException) -> bool:
+    """Whether the error says that a GPU's memory is full: CuPy's pool's, or a call's of CUDA."""
     cupy = sys.modules.get("cupy")
-    return (cupy.cuda.memory.OutOfMemoryError,) if cupy is not None else ()
+    if cupy is None:
+        return False
+    calls = cupy.cuda.runtime.CUDARuntimeError, cupy.cuda.driver.CUDADriverError
+    if isinstance(error, calls):
+        return bool(error.status == FULL)
+    return isinstance(error, cupy.cuda.memory.OutOfMemoryError)
 
 
 # ---------------------------------------------------------------------------- batches
@@ -118,49 +123,6 @@ def staged(batches: Iterable[tuple[np.ndarray, ...]], device: str) -> Iterator[t
     if device == "cpu":
         yield from batches
         return
-    import cupy
+    from minicnn.kernels.gpu.staging import staged as staged_on_gpu
 
-    copying, computing = cupy.cuda.Stream(non_blocking=True), cupy.cuda.get_current_stream()
-    slots = deque([_Slot(cupy), _Slot(cupy)])
-    ready: deque[_Slot] = deque()
-    for batch in batches:
-        slots[0].fill(batch, copying, computing)
-        ready.append(slots[0])
-        slots.rotate()
-        if len(ready) == 2:
-            yield from ready.popleft().lend(computing)
-    for slot in ready:
-        yield from slot.lend(computing)
-
-
-class _Slot:
-    """A batch's place on the device, and the page-locked memory through which it gets there."""
-
-    def __init__(self, cupy: Any) -> None:
-        self.cupy = cupy
-        self.copied, self.used = cupy.cuda.Event(), cupy.cuda.Event()
-        self.locked: list[np.ndarray] = []
-        self.arrays: list[Array] = []
-
-    def fill(self, batch: tuple[np.ndarray, ...], copying: Any, computing: Any) -> None:
-        """Start the copy. It waits on the GPU until the batch before has been used."""
-        self.copied.synchronize()  # the copy before this one has left the page-locked memory
-        if [a.shape for a in self.arrays] != [a.shape for a in batch]:
-            self.locked = [self._page_locked(a) for a in batch]
-            self.arrays = [self.cupy.empty(a.shape, a.dtype) for a in batch]
-            self.used.record(computing)  # their memory may come from arrays that are still in use
-        copying.wait_event(self.used)
-        for source, locked, array in zip(batch, self.locked, self.arrays, strict=True):
-            locked[...] = source
-            array.set(locked, stream=copying)
-        self.copied.record(copying)
-
-    def lend(self, stream: Any) -> Iterator[tuple[Array, ...]]:
-        """The batch, for as long as the caller's next kernels take."""
-        stream.wait_event(self.copied)
-        yield tuple(self.arrays)
-        self.used.record(stream)
-
-    def _page_locked(self, like: np.ndarray) -> np.ndarray:
-        memory = self.cupy.cuda.alloc_pinned_memory(like.nbytes)
-        return np.frombuffer(memory, like.dtype, like.size).reshape(like.shape)
+    yield from staged_on_gpu(batches)

@@ -45,8 +45,9 @@ def bce_with_logits(
     In logits: (1 - y) x + (1 + (w - 1) y) (log(1 + exp(-|x|)) + max(-x, 0)), where nothing
     overflows. `pos_weight` w counts a building's pixel w times.
     """
-    if fused := _fused(logits, labels):
+    if fused := _fused(logits, labels, valid):
         return fused("bce", logits, labels, valid, pos_weight, ranks)
+    logits, valid = _counted(logits, valid)
     xp = array_module(logits)
     weight = 1 + (pos_weight - 1) * labels
     softplus = xp.log1p(xp.exp(-xp.abs(logits))) + xp.maximum(-logits, 0)
@@ -74,8 +75,9 @@ def soft_dice(
 
     Milletari, Navab, Ahmadi 2016, arXiv:1606.04797. `smooth` s keeps empty masks harmless.
     """
-    if fused := _fused(logits, labels):
+    if fused := _fused(logits, labels, valid):
         return fused("dice", logits, labels, valid, smooth, ranks)
+    logits, valid = _counted(logits, valid)
     p, both, total = _overlaps(logits, labels, valid, ranks)
     ratio = (2 * both + smooth) / (total + smooth)
     dp = (ratio - 2 * labels) / (total + smooth)
@@ -91,8 +93,9 @@ def soft_jaccard(
     ranks: Ranks = ALONE,
 ) -> tuple[float, Array]:
     """1 - (sum(p y) + s) / (sum(p) + sum(y) - sum(p y) + s): intersection over union, soft."""
-    if fused := _fused(logits, labels):
+    if fused := _fused(logits, labels, valid):
         return fused("jaccard", logits, labels, valid, smooth, ranks)
+    logits, valid = _counted(logits, valid)
     p, both, total = _overlaps(logits, labels, valid, ranks)
     union = total - both + smooth
     ratio = (both + smooth) / union
@@ -113,15 +116,24 @@ def total(*losses: Callable[..., tuple[float, Array]]) -> Loss:
     return loss
 
 
-def _check(logits: Array, labels: Array) -> None:
+def _check(logits: Array, labels: Array, valid: Array | None) -> None:
     check_float(logits, labels)
-    if logits.shape != labels.shape:
-        raise ValueError(f"labels {labels.shape} do not fit logits {logits.shape}")
+    for name, given in (("labels", labels), ("valid", valid)):
+        if given is not None and given.shape != logits.shape:
+            raise ValueError(f"{name} {given.shape} do not fit logits {logits.shape}")
 
 
-def _fused(logits: Array, labels: Array) -> Any:
+def _counted(logits: Array, valid: Array | None) -> tuple[Array, Array | None]:
+    """Both in one type, with logits of 0 where nothing is known: 0 times NaN would be NaN."""
+    if valid is None:
+        return logits, None
+    logits = array_module(logits).where(valid != 0, logits, logits.dtype.type(0))
+    return logits, valid.astype(logits.dtype, copy=False)
+
+
+def _fused(logits: Array, labels: Array, valid: Array | None) -> Any:
     """The kernel for all three losses and their gradients, where there is one for `logits`."""
-    _check(logits, labels)
+    _check(logits, labels, valid)
     return kernels_for(logits).loss if logits.dtype == np.float32 else None
 
 

@@ -150,10 +150,18 @@ class Mpi(World):
         import cupy
         import cupyx.distributed
 
-        there = cupy.cuda.runtime.getDeviceCount()
-        if self.node.size > there:
-            raise InputError(f"{self.node.size} ranks on a node of {there} GPUs: one each is due")
-        cupy.cuda.Device(self.node.rank).use()
+        runtime = cupy.cuda.runtime
+        own = (
+            self.node.rank % runtime.getDeviceCount()
+        )  # a launcher may show each rank its own only
+        properties = runtime.getDeviceProperties(own)
+        identity = [properties[key] for key in ("uuid", "pciDomainID", "pciBusID", "pciDeviceID")]
+        seen = set(map(tuple, self.node.allgather(identity)))
+        if len(seen) < self.node.size:
+            raise InputError(
+                f"{self.node.size} ranks on a node share {len(seen)} GPUs: each needs one"
+            )
+        cupy.cuda.Device(own).use()
         try:
             start = cupyx.distributed.init_process_group
             self.nccl = start(self.count, self.rank, use_mpi=True)  # MPI hands out NCCL's key

@@ -261,13 +261,13 @@ def _profile(step: Callable[[], Any], device: str) -> dict[str, float]:
     """Seconds in each kernel of one step, the slowest first; the GPU is waited for after each."""
     if device == "cpu":
         return {}
-    gpu: Any = import_module("minicnn.kernels.gpu")
+    launches: Any = import_module("minicnn.kernels.gpu.launches")
     spent: dict[str, float] = {}
-    gpu.profile = spent
+    launches.profile = spent
     try:
         step()
     finally:
-        gpu.profile = None
+        launches.profile = None
     return dict(sorted(spent.items(), key=lambda item: -item[1]))
 
 

@@ -95,7 +95,9 @@ def _train(options: argparse.Namespace, world: World) -> None:
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
     try:
         trainer.fit()
-    except out_of_memory():
+    except Exception as error:
+        if not out_of_memory(error):
+            raise
         raise InputError(_too_large(trainer.batch_size // world.count, free)) from None
     _test(folder, store, parts["test"], device, settings, world)
     world.share(lambda: _report(folder))

@@ -11,6 +11,7 @@ import buckets
 import numpy as np
 import pytest
 from hypothesis import HealthCheck, Phase, settings
+from kernel_cases import forget_kernels
 
 from segment.storage import s3
 
@@ -61,7 +62,7 @@ def cupy():
     cupy = _optional("cupy", "MINICNN_REQUIRE_GPU")
     if not cupy.is_available() and not os.environ.get("MINICNN_REQUIRE_GPU"):
         pytest.skip("no GPU")
-    sys.modules.pop("minicnn.kernels.gpu", None)  # may be bound to the stand-in
+    forget_kernels()  # they may be bound to the stand-in
     return cupy
 
 
@@ -71,10 +72,10 @@ def stand_in(monkeypatch):
     import strict_cupy
 
     strict_cupy.reset()
-    sys.modules.pop("minicnn.kernels.gpu", None)  # may be bound to CuPy
+    forget_kernels()  # they may be bound to CuPy
     monkeypatch.setitem(sys.modules, "cupy", strict_cupy.module)
     yield strict_cupy
-    sys.modules.pop("minicnn.kernels.gpu", None)  # bound to the stand-in
+    forget_kernels()  # bound to the stand-in
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ small enough for the PTX machine and for planted bugs; Hypothesis draws more fro
 others.
 """
 
+import sys
 from contextlib import contextmanager
 
 import numpy as np
@@ -17,6 +18,12 @@ from minicnn.optim import Adam
 
 TOLERANCE = 2e-5  # of the largest value
 TF32_TOLERANCE = 2e-3  # of TF32 against exact numbers: 10 bits behind the point in every factor
+
+
+def forget_kernels():
+    """Have the modules of kernels for GPUs imported anew, by the cupy that is then in place."""
+    for name in [name for name in sys.modules if name.startswith("minicnn.kernels.gpu")]:
+        del sys.modules[name]
 
 
 def equal(actual, expected, tolerance=TOLERANCE):

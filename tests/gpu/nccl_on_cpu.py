@@ -73,3 +73,5 @@ def install():
     device = cuda.Device()
     device.use = lambda: None
     cuda.Device = lambda number=0: device
+    one = cuda.runtime.getDeviceProperties
+    cuda.runtime.getDeviceProperties = lambda number: {**one(number), "pciBusID": number}

@@ -34,8 +34,10 @@ def main(only, module, old, new):
     strict_cupy.machine = cuda_on_cpu.Machine(order=1, sanitize=True)
     sys.modules["cupy"] = strict_cupy.module
     kernels = import_module("minicnn.kernels.gpu")
-    good = kernels.source
-    kernels.source = lambda name: good(name).replace(old, new) if name == module else good(name)
+    good = kernels.launches.source
+    kernels.launches.source = lambda name: (
+        good(name).replace(old, new) if name == module else good(name)
+    )
     for name, case in kernel_cases.CASES.items():
         if only in ("", name):
             case(kernels, strict_cupy.module, np.random.default_rng(0))

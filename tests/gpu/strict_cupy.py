@@ -466,9 +466,16 @@ def _cuda() -> types.ModuleType:
         "memory": real.cuda.memory,
         "runtime": types.SimpleNamespace(
             memGetInfo=lambda: (capacity - counts["live bytes"], capacity),
-            getDeviceProperties=lambda device: {"name": b"stand-in for a T4"},
+            getDeviceProperties=lambda device: {
+                "name": b"stand-in for a T4",
+                **dict.fromkeys(("uuid", "pciDomainID", "pciBusID", "pciDeviceID"), 0),
+            },
+            CUDARuntimeError=real.cuda.runtime.CUDARuntimeError,
         ),
-        "Device": lambda: types.SimpleNamespace(id=0, compute_capability=compute_capability),
+        "driver": real.cuda.driver,
+        "Device": lambda device=0: types.SimpleNamespace(
+            id=device, compute_capability=compute_capability
+        ),
     }
     assert all(hasattr(real.cuda, name) for name in own)
     vars(module).update(own)

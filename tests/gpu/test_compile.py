@@ -5,6 +5,7 @@ A missing compiler fails these tests; it does not skip them.
 
 import re
 from importlib import import_module
+from pathlib import Path
 
 import nvrtc
 import pytest
@@ -25,7 +26,7 @@ def test_the_compiler_is_the_one_that_users_have():
 @pytest.mark.parametrize("architecture", nvrtc.ARCHITECTURES)
 def test_kernels_fit_the_gpu(architecture, kernels):
     for module in nvrtc.modules(kernels, architecture):
-        text = kernels.source(module)
+        text = kernels.launches.source(module)
         found = nvrtc.resources(text, architecture)
         assert found.keys() == nvrtc.threads(text, architecture).keys()
         for name, used in found.items():
@@ -38,10 +39,10 @@ def test_kernels_fit_the_gpu(architecture, kernels):
 def test_the_launches_are_of_the_size_that_kernels_are_compiled_for(kernels):
     """__launch_bounds__ is a promise; a larger block would not start."""
     bounds = {}
-    for module in kernels.FILES:
-        bounds |= nvrtc.threads(kernels.source(module), 80)
-    text = (kernels.CUDA.parent / "gpu.py").read_text()
-    assert kernels.THREADS == 256 and "(32, 8)" in text
+    for module in kernels.launches.FILES:
+        bounds |= nvrtc.threads(kernels.launches.source(module), 80)
+    text = Path(kernels.__file__).read_text()
+    assert kernels.launches.THREADS == 256 and "(32, 8)" in text
     variants = re.findall(r'\("(\w+)", (\d+), (\d+)\)|"(any)", (\d+), (\d+)', text)
     assert len(variants) == 4
     for variant in variants:
@@ -52,7 +53,7 @@ def test_the_launches_are_of_the_size_that_kernels_are_compiled_for(kernels):
 
 
 def test_tensor_cores_are_used_from_the_architecture_on_that_has_them(kernels):
-    text = kernels.source("conv_tf32")
+    text = kernels.launches.source("conv_tf32")
     assert "mma.sync" in nvrtc.ptx(text, kernels.TENSOR_CORES)
     with pytest.raises(RuntimeError, match="sm_80 or higher"):
         nvrtc.resources(text, 75)

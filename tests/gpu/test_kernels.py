@@ -1,7 +1,6 @@
 """The CUDA kernels against the plain ops: compiled by g++, with the threads of a block in several
 orders, and as the PTX that NVIDIA's compiler makes of them; with `-m gpu`, on the GPU there is."""
 
-import sys
 from importlib import import_module
 
 import cuda_on_cpu
@@ -124,7 +123,7 @@ def test_tensor_cores_are_off_unless_asked_for(stand_in, monkeypatch, rng):
         monkeypatch.delenv("MINICNN_TF32", raising=False)
         if setting:
             monkeypatch.setenv("MINICNN_TF32", setting)
-        sys.modules.pop("minicnn.kernels.gpu", None)
+        kernel_cases.forget_kernels()
         kernels = import_module("minicnn.kernels.gpu")
         stand_in.reset()
         kernels.conv2d(*map(stand_in.module.asarray, arrays))

@@ -50,9 +50,9 @@ def test_an_old_gpu_is_checked_in_float32_only(stand_in, monkeypatch, capsys):
 
 
 def test_a_wrong_kernel_is_named(stand_in, monkeypatch, capsys):
-    gpu = import_module("minicnn.kernels.gpu")
-    good = gpu.source
-    monkeypatch.setattr(gpu, "source", lambda name: good(name).replace("> best", "< best"))
+    launches = import_module("minicnn.kernels.gpu.launches")
+    good = launches.source
+    monkeypatch.setattr(launches, "source", lambda name: good(name).replace("> best", "< best"))
     monkeypatch.setattr(segment.selfcheck, "CHECKS", {k: CHECKS[k] for k in ("ReLU", "max-pool")})
     monkeypatch.setattr(segment.selfcheck, "TENSOR_CHECKS", ())
     with pytest.raises(InputError, match=r"differ from NumPy on this device: max-pool$"):

@@ -53,6 +53,7 @@ def fits(sources: list[Map], weights: BlockWeights, pad: Pad) -> bool:
     _, H, W, _ = sources[0].shape
     return (
         {w.dtype, *(x.dtype for x in sources)} == {np.dtype(np.float32)}
+        and len({x.shape[:3] for x in sources}) == 1
         and w.shape[:3] == (K, K, sum(x.shape[3] for x in sources))
         and K in (2, 3, 4)
         and sum(rows) == sum(columns) == K - 1

@@ -28,7 +28,8 @@ extern "C" __global__ void __launch_bounds__(THREADS) loss_sums(
     const long long start = (long long)blockIdx.x * per_block;
     const long long end = min(start + per_block, size);
     for (long long i = start + threadIdx.x; i < end; i += THREADS) {
-        const float x = logits[i], y = labels[i], v = valid ? valid[i] : 1.f, p = sigmoid(x);
+        const float v = valid ? valid[i] : 1.f, x = v ? logits[i] : 0.f;  // 0 times NaN is NaN
+        const float y = labels[i], p = sigmoid(x);
         const float softplus = log1pf(expf(-fabsf(x))) + fmaxf(-x, 0.f);
         sums[BCE] += v * ((1.f - y) * x + (1.f + (pos_weight - 1.f) * y) * softplus);
         sums[COUNT] += v;
@@ -56,7 +57,7 @@ extern "C" __global__ void __launch_bounds__(THREADS) loss_gradient(
 {
     const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
     if (i >= size) return;
-    const float y = labels[i], v = valid ? valid[i] : 1.f, p = sigmoid(logits[i]);
+    const float y = labels[i], v = valid ? valid[i] : 1.f, p = sigmoid(v ? logits[i] : 0.f);
     float value, slope;  // of the loss; d loss / d logit
     if (kind == LOSS_BCE) {
         const float count = fmaxf(totals[COUNT], 1.f);

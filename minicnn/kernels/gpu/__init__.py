@@ -7,10 +7,8 @@ With MINICNN_TF32=1 in the environment convolutions and their input gradients ru
 """
 
 import os
-import time
 from collections.abc import Callable
 from functools import cache
-from pathlib import Path
 from typing import Any, NamedTuple
 
 import cupy
@@ -18,6 +16,7 @@ import numpy as np
 
 from minicnn import ops
 from minicnn.backend import Array, DeviceError, check_float
+from minicnn.kernels.gpu.launches import CONV, MOST, TABLE, THREADS, launch
 from minicnn.ops import (
     EPS,
     BlockWeights,
@@ -45,40 +44,8 @@ __all__ = [  # the ops; what follows them is there for layers, losses and optimi
     "relu_backward",
 ]
 
-CUDA = Path(__file__).with_name("cuda")
-FILES = {  # what each module of kernels is made of
-    "conv": ("tile", "windows", "convolve", "conv"),
-    "conv_tf32": ("tile", "windows", "convolve", "conv_tf32"),
-    "conv_dw": ("tile", "windows", "conv_dw"),
-    "norm": ("norm",),
-    "pool": ("pool",),
-    "loss": ("loss",),
-    "adam": ("adam",),
-    "reduce": ("reduce",),
-    "pointwise": ("pointwise",),
-}
-CONV = np.dtype(  # struct Conv of windows.cu
-    [
-        (name, np.int32)
-        for name in (
-            *("N", "H", "W", "C", "D", "K", "stride", "F", "OH", "OW"),
-            *("phases", "ahead_y", "ahead_x", "back_y", "back_x", "relu"),
-        )
-    ]
-)
-MOST = 96  # rows of the table of adam.cu
-TABLE = np.dtype(  # struct Table of adam.cu
-    [
-        *((name, np.uint64, MOST) for name in "pgmv"),
-        ("size", np.int32, MOST),
-        ("first", np.int32, MOST),
-        ("count", np.int32),
-    ],
-    align=True,
-)
 LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
 ROWS = 128  # pixels (in conv_dw: rows of dw) per block, as in tile.cu
-THREADS = 256
 TENSOR_CORES = 80  # the first architecture whose tensor cores know TF32
 PIXELS_PER_THREAD = 64  # in sums over the pixels
 DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
@@ -88,47 +55,12 @@ MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`,
 # ---------------------------------------------------------------------------- launching
 
 
-def source(module: str) -> str:
-    """The CUDA text of a module: one string, since NVRTC has no folder to include from."""
-    return "\n".join((CUDA / f"{file}.cu").read_text() for file in FILES[module])
-
-
-NUMBERS: dict[type, Callable[[Any], Any]] = {
-    int: np.int32,
-    float: np.float32,
-    type(None): lambda _: np.intp(0),
-}
 tf32 = os.environ.get("MINICNN_TF32") == "1"
-profile: dict[str, float] | None = None  # while it is a dict, it gathers the seconds of each kernel
-
-
-@cache
-def _kernel(module: str, name: str) -> Any:
-    return cupy.RawModule(code=source(module)).get_function(name)
-
-
-def _launch(
-    module: str, name: str, grid: tuple[int, ...], block: tuple[int, ...], *arguments: Any
-) -> None:
-    """Launch a kernel; numbers go as int and float, None as a null pointer.
-
-    CuPy would send a Python int as 8 bytes and a float as a double, whatever the kernel declares.
-    """
-    converted = tuple(NUMBERS.get(type(a), lambda a: a)(a) for a in arguments)
-    kernel = _kernel(module, name)
-    if profile is None:
-        kernel(grid, block, converted)
-        return
-    cupy.cuda.get_current_stream().synchronize()
-    started = time.perf_counter()
-    kernel(grid, block, converted)
-    cupy.cuda.get_current_stream().synchronize()
-    profile[name] = profile.get(name, 0.0) + time.perf_counter() - started
 
 
 def _each(module: str, name: str, size: int, *arguments: Any) -> None:
     """Launch a kernel with one thread for each of `size` numbers."""
-    _launch(module, name, (_blocks(size, THREADS),), (THREADS,), *arguments)
+    launch(module, name, (_blocks(size, THREADS),), (THREADS,), *arguments)
 
 
 def _blocks(size: int, per_block: int) -> int:
@@ -138,6 +70,13 @@ def _blocks(size: int, per_block: int) -> int:
 def _dense(x: Array) -> Array:
     """`x`, or a copy without gaps that starts where four floats can be read at once."""
     return x if x.flags.c_contiguous and x.data.ptr % 16 == 0 else x.copy()
+
+
+def _fitting(name: str, x: Array, shape: tuple[int, ...]) -> Array:
+    """`x` as `_dense` has it; ValueError unless it has this shape: kernels read what lies there."""
+    if x.shape != tuple(shape):
+        raise ValueError(f"{name} has the shape {x.shape}, not {tuple(shape)}")
+    return _dense(x)
 
 
 def _plain(x: Array) -> bool:
@@ -168,10 +107,14 @@ def _variant(s: np.ndarray) -> tuple[str, int, int]:
     return ("16", 16, 64) if F <= 16 else ("32", 32, 128) if F <= 32 else ("64", 64, 128)
 
 
-@cache
 def has_tensor_cores() -> bool:
-    """Whether this GPU can multiply in TF32."""
-    return int(cupy.cuda.Device().compute_capability) >= TENSOR_CORES
+    """Whether the current GPU can multiply in TF32."""
+    return _has_tensor_cores(cupy.cuda.Device().id)
+
+
+@cache
+def _has_tensor_cores(device: int) -> bool:
+    return int(cupy.cuda.Device(device).compute_capability) >= TENSOR_CORES
 
 
 def _check_tensor_cores() -> None:
@@ -200,16 +143,20 @@ def _convolve(
     arguments = (x, skip, w, scale, b, y, moments, s)
     if tf32 and variant != "any":
         _check_tensor_cores()
-        _launch("conv_tf32", f"conv_tf32_{variant}", grid, (threads,), *arguments)
+        launch("conv_tf32", f"conv_tf32_{variant}", grid, (threads,), *arguments)
     else:
-        _launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
+        launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
     return y
 
 
 def _output(x: Array, skip: Array | None, w: Array, stride: int, pad: Pad) -> tuple[int, ...]:
     """(N, OH, OW, F) of a convolution of [x, skip] with w."""
     K, _, C, F = w.shape
-    channels = x.shape[3] + (0 if skip is None else skip.shape[3])
+    channels = x.shape[3]
+    if skip is not None:
+        if skip.ndim != 4 or skip.shape[:3] != x.shape[:3]:
+            raise ValueError(f"a skip of {skip.shape} does not fit an input of {x.shape}")
+        channels += skip.shape[3]
     if channels != C or w.shape[1] != K:
         raise ValueError(f"weights {w.shape} do not fit an input of {channels} channels")
     rows, columns = pads(pad)
@@ -223,8 +170,9 @@ def conv2d(x: Array, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple
     if _plain(x):
         return ops.conv2d(x, w, b, stride, pad)
     x, w = _dense(x), _dense(w)
-    s = _describe(x, None, len(w), stride, pad, _output(x, None, w, stride, pad))
-    return _convolve(x, None, w, None, _dense(b), None, s), (x, w, stride, pad)
+    out = _output(x, None, w, stride, pad)
+    s, b = _describe(x, None, len(w), stride, pad, out), _fitting("the bias", b, out[3:])
+    return _convolve(x, None, w, None, b, None, s), (x, w, stride, pad)
 
 
 def conv2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
@@ -232,7 +180,7 @@ def conv2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
     x, w, stride, pad = cache
     if _plain(dy):
         return ops.conv2d_backward(dy, cache)
-    dy = _dense(dy)
+    dy = _fitting("dy", dy, _output(x, None, w, stride, pad))
     dx = _adjoint(dy, w, None, stride, pad, x.shape)
     return dx, _weight_gradient(x, None, dy, len(w), stride, pad), _channel_sums(dy)
 
@@ -271,7 +219,7 @@ def _weight_gradient(
     rows = _blocks(N * OH, max(1, DW_BLOCKS // (tiles[0] * tiles[1])))  # image rows per part
     parts = cupy.empty((_blocks(N * OH, rows), K, K, C, F), np.float32)
     grid = (*tiles, len(parts))
-    _launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), x, skip, dy, parts, rows, s)
+    launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), x, skip, dy, parts, rows, s)
     return _sum_parts(parts)
 
 
@@ -281,7 +229,7 @@ def _sum_parts(parts: Array) -> Array:
         return parts[0]
     out = cupy.empty(parts.shape[1:], np.float32)
     grid = (_blocks(out.size, 32),)
-    _launch("reduce", "sum_parts", grid, (32, 8), parts, out, len(parts), out.size)
+    launch("reduce", "sum_parts", grid, (32, 8), parts, out, len(parts), out.size)
     return out
 
 
@@ -298,8 +246,8 @@ def conv_transpose2d(
         raise ValueError(f"weights {w.shape} do not fit an input of {x.shape}")
     rows, columns = pads(crop)
     OH, OW = transpose_size(H, K, stride, *rows), transpose_size(W, K, stride, *columns)
-    x, w = _dense(x), _dense(w)
-    return _adjoint(x, w, _dense(b), stride, crop, (N, OH, OW, F)), (x, w, stride, crop)
+    x, w, b = _dense(x), _dense(w), _fitting("the bias", b, (F,))
+    return _adjoint(x, w, b, stride, crop, (N, OH, OW, F)), (x, w, stride, crop)
 
 
 def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
@@ -307,10 +255,10 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Array, Array, Arra
     x, w, stride, crop = cache
     if _plain(dy):
         return ops.conv_transpose2d_backward(dy, cache)
-    dy = _dense(dy)
-    dx = _convolve(
-        dy, None, w, None, None, None, _describe(dy, None, len(w), stride, crop, x.shape)
-    )
+    if _output(dy, None, w, stride, crop) != x.shape:
+        raise ValueError(f"dy of {dy.shape} does not fit an input of {x.shape}")
+    dy, s = _dense(dy), _describe(dy, None, len(w), stride, crop, x.shape)
+    dx = _convolve(dy, None, w, None, None, None, s)
     return dx, _weight_gradient(dy, None, x, len(w), stride, crop), _channel_sums(dy)
 
 
@@ -339,7 +287,7 @@ def _over_channels(name: str, x: Array, per_channel: int, *arguments: Any) -> tu
     grid = len(parts), _blocks(C, THREADS)
     arrays = tuple(a for a in arguments if not isinstance(a, int))
     numbers = tuple(a for a in arguments if isinstance(a, int))
-    _launch("norm", name, grid, (THREADS,), x, *arrays, parts, M, C, rows, *numbers)
+    launch("norm", name, grid, (THREADS,), x, *arrays, parts, M, C, rows, *numbers)
     return parts, rows
 
 
@@ -362,8 +310,10 @@ def _norm(
     C = len(gamma)
     norm = cupy.empty((NORM, C), np.float32)
     mean, var = (None, None) if statistics is None else statistics
-    arrays = (moments, bias, mean, var, gamma, beta, norm)
-    _launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, EPS)
+    given = {"the bias": bias, "the mean": mean, "the variance": var, "gamma": gamma, "beta": beta}
+    vectors = (None if a is None else _fitting(name, a, (C,)) for name, a in given.items())
+    arrays = (moments, *vectors, norm)
+    launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, EPS)
     if statistics is None and ranks.count > 1:
         whole = whole_batch(Statistics(norm[MEAN], norm[VAR]), ranks)
         return _norm(None, rows, bias, whole, gamma, beta, M)
@@ -380,7 +330,7 @@ def _normalised(z: Array, norm: Array, relu: bool) -> Array:
 def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Array, Array]:
     """dz, dgamma, dbeta of batch norm with or without a ReLU behind it."""
     z, norm, from_batch, ranks = cache
-    dy, C = _dense(dy), z.shape[-1]
+    dy, C = _fitting("dy", dy, z.shape), z.shape[-1]
     parts, _ = _over_channels("bn_backward_sums", dy, 2, z, norm, int(relu))
     sums = _sum_parts(parts)
     whole = ranks.mean(sums) if from_batch and ranks.count > 1 else sums
@@ -401,7 +351,7 @@ def batch_norm(
     check_float(x, gamma, beta)
     if _plain(x):
         return ops.batch_norm(x, gamma, beta, statistics, ranks)
-    x, M = _dense(x), x.size // x.shape[-1]
+    x, M, gamma = _dense(x), x.size // x.shape[-1], _fitting("gamma", gamma, x.shape[-1:])
     moments, rows = (None, 1)
     if statistics is None:
         moments, rows = _over_channels("channel_moments", x, 2)
@@ -423,7 +373,7 @@ def relu(x: Array) -> tuple[Array, Any]:
         return ops.relu(x)
     x = _dense(x)
     y, positive = cupy.empty(x.shape, np.float32), cupy.empty(x.shape, np.uint8)
-    _each("pointwise", "relu", x.size, x, y, positive, np.int64(x.size))
+    _each("pointwise", "relu", x.size, x, y, positive, x.size)
     return y, positive
 
 
@@ -432,7 +382,8 @@ def relu_backward(dy: Array, positive: Any) -> Array:
     if _plain(dy):
         return ops.relu_backward(dy, positive)
     dx = cupy.empty(dy.shape, np.float32)
-    _each("pointwise", "relu_backward", dy.size, _dense(dy), positive, dx, np.int64(dy.size))
+    dy = _fitting("dy", dy, positive.shape)
+    _each("pointwise", "relu_backward", dy.size, dy, positive, dx, dy.size)
     return dx
 
 
@@ -457,9 +408,10 @@ def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Ar
     winner, shape, size = cache
     if _plain(dy) or size > 16:
         return ops.max_pool2d_backward(dy, cache, other)
-    other = None if other is None else _dense(other)
+    dy = _fitting("dy", dy, winner.shape)
+    other = None if other is None else _fitting("the other gradient", other, shape)
     dx = cupy.empty(shape, np.float32)
-    _each("pool", "max_pool_backward", dx.size, _dense(dy), winner, other, dx, *shape, size)
+    _each("pool", "max_pool_backward", dx.size, dy, winner, other, dx, *shape, size)
     return dx
 
 
@@ -495,11 +447,10 @@ def conv_bn_relu(
     if _plain(x):
         return ops.conv_bn_relu(x, skip, weights, statistics, pad, ranks)
     w, b, gamma, beta = weights
-    x, w, b = _dense(x), _dense(w), _dense(b)
-    skip = None if skip is None else _dense(skip)
+    x, w, skip = _dense(x), _dense(w), None if skip is None else _dense(skip)
     out = _output(x, skip, w, 1, pad)
     s, (N, OH, OW, F) = _describe(x, skip, len(w), 1, pad, out), out
-    M = N * OH * OW
+    M, b, gamma = N * OH * OW, _fitting("the bias", b, (F,)), _fitting("gamma", gamma, (F,))
     if statistics is None:
         moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
         z = _convolve(x, skip, w, None, b, moments, s)
@@ -566,9 +517,9 @@ def for_each(job: Callable[[int], None], count: int) -> None:
 
 def normalise(pixels: Array, mean: float, scale: float) -> Array:
     """Bytes to float32: (pixels - mean) / scale."""
-    pixels = _dense(pixels)
+    pixels = cupy.ascontiguousarray(pixels)
     y = cupy.empty(pixels.shape, np.float32)
-    _each("pointwise", "normalise", y.size, pixels, y, np.int64(y.size), mean, scale)
+    _each("pointwise", "normalise", y.size, pixels, y, y.size, mean, scale)
     return y
 
 
@@ -589,13 +540,14 @@ def loss(
     ranks: Ranks = ALONE,
 ) -> tuple[Array, Array]:
     """One of LOSSES with its gradient; `weight` is BCE's `pos_weight`, the others' `smooth`."""
-    logits, labels = _dense(logits), _dense(labels)
-    valid = None if valid is None else _dense(valid)
+    logits, labels = _dense(logits), _fitting("labels", labels, logits.shape)
+    if valid is not None:  # bytes and booleans count as well
+        valid = _fitting("valid", valid.astype(np.float32, copy=False), logits.shape)
     per_block = PIXELS_PER_THREAD * THREADS
     parts = cupy.empty((_blocks(logits.size, per_block), 5), np.float32)
-    size, pos_weight = np.int64(logits.size), weight if kind == "bce" else 1.0
+    size, pos_weight = logits.size, weight if kind == "bce" else 1.0
     arguments = (logits, labels, valid, parts, size, per_block, pos_weight)
-    _launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
+    launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
     value, dlogits = cupy.empty((), np.float32), cupy.empty(logits.shape, np.float32)
     arrays = (logits, labels, valid, ranks.sum(_sum_parts(parts)), value, dlogits)
     _each("loss", "loss_gradient", logits.size, *arrays, size, LOSSES[kind], weight)
@@ -612,13 +564,16 @@ def adam(
     """Adam's step for all (p, g, m, v) in `rows`, as adam.cu has it: a launch for every MOST."""
     for start in range(0, len(rows), MOST):
         part = rows[start : start + MOST]
-        if not all(array.flags.c_contiguous for row in part for array in row):
-            raise ValueError("Adam moves arrays without gaps only")
+        for row in part:  # their addresses go in a table, where no launch can check them
+            if any(a.dtype != np.float32 or not a.flags.c_contiguous for a in row):
+                raise TypeError("Adam moves float32 arrays without gaps only")
+            if any(a.shape != row[0].shape for a in row):
+                raise ValueError(f"Adam takes arrays of one shape, not {[a.shape for a in row]}")
         table = np.zeros((), TABLE)
         for column, name in enumerate("pgmv"):
             table[name][: len(part)] = [row[column].data.ptr for row in part]
         table["count"], table["size"][: len(part)] = len(part), [row[0].size for row in part]
         blocks = -(-table["size"] // THREADS)
         table["first"] = np.cumsum(blocks) - blocks
-        numbers = map(float, (*betas, step, root, eps))
-        _launch("adam", "adam", (int(blocks.sum()),), (THREADS,), table, *numbers)
+        numbers = (*betas, step, root, eps)
+        launch("adam", "adam", (int(blocks.sum()),), (THREADS,), table, *numbers)
