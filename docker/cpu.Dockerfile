@@ -12,7 +12,7 @@ COPY . .
 # Without an index: had setup.cfg asked for more than the pins, the build would end here.
 # hadolint ignore=DL3013
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . \
-    && pip install --no-cache-dir --no-index --find-links /wheel 'minicnn[api,aws]' \
+    && pip install --no-cache-dir --no-index --find-links /wheel 'minicnn-roofs[api,aws]' \
     && pip uninstall --yes pip
 
 FROM ${BASE_IMAGE}

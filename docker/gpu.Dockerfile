@@ -13,7 +13,7 @@ COPY . .
 # Without an index: had setup.cfg asked for more than the pins, the build would end here.
 # hadolint ignore=DL3013
 RUN pip wheel --no-cache-dir --no-deps --wheel-dir /wheel . \
-    && pip install --no-cache-dir --no-index --find-links /wheel 'minicnn[api,aws,gpu]' \
+    && pip install --no-cache-dir --no-index --find-links /wheel 'minicnn-roofs[api,aws,gpu]' \
     && pip uninstall --yes pip
 
 FROM ${BASE_IMAGE}

@@ -1,7 +1,7 @@
 """The site's settings: Sphinx reads Markdown, the stored notebooks and the docstrings."""
 
 import re
-from importlib.metadata import version as version_of
+from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
@@ -10,7 +10,9 @@ HERE = Path(__file__).parent
 project = "minicnn"
 author = "the minicnn authors"
 copyright = author
-version = release = version_of("minicnn")
+package = ConfigParser(interpolation=None)
+package.read(HERE.parent / "setup.cfg")
+version = release = package["metadata"]["version"]
 
 extensions = [
     "myst_nb",

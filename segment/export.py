@@ -124,7 +124,7 @@ def main(arguments: list[str]) -> None:
     try:
         import onnx  # noqa: F401
     except ImportError:
-        raise InputError("an export needs the package onnx: pip install minicnn[onnx]") from None
+        raise InputError("an export needs the package onnx: pip install onnx") from None
     out = Path(options.out)
     check_folder(out.parent)
     made = onnx_model(load_model(options.model))

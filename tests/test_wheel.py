@@ -49,7 +49,7 @@ def test_the_wheel_finds_buildings_with_the_weights_it_brings(python, tmp_path):
 
 @pytest.mark.slow
 def test_the_wheel_holds_no_tests_and_no_stray_files(python):
-    listed = call(python, "-m", "pip", "show", "--files", "minicnn")
+    listed = call(python, "-m", "pip", "show", "--files", "minicnn-roofs")
     files = [line.strip() for line in listed.splitlines() if line.startswith("  ")]
     tops = {name.split("/")[0] for name in files}
     assert {"minicnn", "segment"} <= tops
