@@ -18,24 +18,19 @@ from benchmarks.contender import PAUSE, ROOT, THREADS
 from benchmarks.report import machine, table, write
 
 BATCH, TILE = 8, 256
-CASES = [  # ranks, threads of each, whether batch norm goes by each rank's own tiles
-    (1, 1, False),
-    (1, 2, False),
-    (2, 1, False),
-    (2, 1, True),
-]
+CASES = [(1, 1), (1, 2), (2, 1)]  # ranks, threads of each
 
 
 class Ranks:
     """A training on some ranks that does one step whenever it is told to."""
 
-    def __init__(self, ranks: int, threads: int, local: bool) -> None:
-        self.case = (ranks, threads, local)
+    def __init__(self, ranks: int, threads: int) -> None:
+        self.case = ranks, threads
         mpiexec = Path(sys.executable).with_name("mpiexec")
         launcher = [str(mpiexec), "-n", str(ranks)] if ranks > 1 else []
         command = [*launcher, sys.executable, "-m", "benchmarks.with_ranks"]
         self.process = subprocess.Popen(
-            [*command, str(BATCH), str(TILE), str(int(local))],
+            [*command, str(BATCH), str(TILE)],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -65,11 +60,10 @@ class Ranks:
 
     def row(self, one: "Ranks") -> dict[str, Any]:
         """What was measured, beside one thread alone."""
-        ranks, threads, local = self.case
+        ranks, threads = self.case
         seconds, merging, summing = (list(column) for column in zip(*self.times, strict=True))
         speedups = (a[0] / b[0] for a, b in zip(one.times, self.times, strict=True))
         row: dict[str, Any] = {"ranks": ranks, "threads of each": threads}
-        row["batch norm"] = "" if ranks == 1 else "each rank's own" if local else "synchronised"
         row["s a tile"] = f"{median(seconds) / BATCH:.3f}"
         row["speed-up"] = median(speedups)
         if ranks > 1:

@@ -14,6 +14,7 @@ from typing import Any
 import numpy as np
 
 import minicnn as mc
+from minicnn.ranks import sharing
 from segment.distributed import World, join
 from segment.trainer import LOSS
 from segment.unet import UNet
@@ -22,15 +23,13 @@ from segment.unet import UNet
 class Net:
     """This rank's part of a training on `batch` tiles."""
 
-    def __init__(self, world: World, batch: int, tile: int, local: bool) -> None:
+    def __init__(self, world: World, batch: int, tile: int) -> None:
         rng = np.random.default_rng(world.rank)
         part = batch // world.count
         self.world = world
         self.x = rng.random((part, tile, tile, 3), np.float32)
         self.labels = (rng.random((part, tile, tile, 1)) > 0.8).astype(np.float32)
         self.net = UNet()
-        if not local:
-            self.net.synchronise(world)
         self.optimizer = mc.optim.Adam(self.net, lr=1e-3)
         self.seconds: defaultdict[str, float] = defaultdict(float)
         for name in ("merge", "sum"):
@@ -49,7 +48,7 @@ class Net:
         self.seconds.clear()
         started = time.perf_counter()
         logits = self.net.forward(self.x, training=True)
-        _, dlogits = LOSS(logits, self.labels, ranks=self.world)
+        _, dlogits = LOSS(logits, self.labels)
         self.net.backward(dlogits)
         self.world.merge(self.net)
         self.optimizer.step()
@@ -67,9 +66,9 @@ class Net:
 
 
 def main() -> None:
-    batch, tile, local = map(int, sys.argv[1:])
-    with join() as world:
-        net = Net(world, batch, tile, bool(local))
+    batch, tile = map(int, sys.argv[1:])
+    with join() as world, sharing(world):
+        net = Net(world, batch, tile)
         net.step()
         print(json.dumps(net.gradients_alone()), flush=True)
         while True:

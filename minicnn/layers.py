@@ -7,7 +7,7 @@ import numpy as np
 
 from minicnn.backend import Array, kernels_for, to_device
 from minicnn.ops import BlockWeights, Pad, Statistics, conv_size, pads, same_pad, transpose_size
-from minicnn.ranks import ALONE, Ranks
+from minicnn.ranks import parts
 
 Shape = tuple[int, ...]
 MOMENTUM = 0.1  # share of the newest batch in the running statistics
@@ -26,7 +26,6 @@ class Layer:
         self.state: dict[str, Array] = {}
         self.cache: Any = None
         self.kept: dict[Any, Any] | None = None  # what inference derived from a frozen layer
-        self.ranks = ALONE
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output; what `backward` will need is kept."""
@@ -101,12 +100,6 @@ class Layer:
                 if isinstance(array, np.ndarray):
                     array.flags.writeable = False
             layer.kept = {}
-        return self
-
-    def synchronise(self, ranks: Ranks) -> "Layer":
-        """Take the statistics of batch norm over the parts of a batch that all `ranks` hold."""
-        for _, layer in self.walk():
-            layer.ranks = ranks
         return self
 
     def recall(self) -> Any:
@@ -221,8 +214,9 @@ def running_statistics(state: dict[str, Array]) -> Statistics:
     return Statistics(state["mean"], state["var"])
 
 
-def update_running(state: dict[str, Array], batch: Statistics, count: int) -> None:
+def update_running(state: dict[str, Array], batch: Statistics, pixels: int) -> None:
     """Move the running statistics towards the batch's; the variance made unbiased, n / (n - 1)."""
+    count = parts() * pixels
     unbias = count / max(1, count - 1)
     fused = kernels_for(batch.mean).update_running
     if fused and batch.mean.dtype == np.float32:
@@ -243,8 +237,7 @@ class BatchNorm2d(Layer):
         statistics = None if training else running_statistics(self.state)
         y, self.cache = self._apply(x, statistics)
         if training:
-            count = self.ranks.count * y.size // y.shape[3]
-            update_running(self.state, self.cache.statistics, count)
+            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
         return y
 
     def backward(self, dy: Array) -> Array:
@@ -257,7 +250,7 @@ class BatchNorm2d(Layer):
 
     def _apply(self, x: Array, statistics: Statistics | None) -> tuple[Array, Any]:
         gamma, beta = self.params["gamma"], self.params["beta"]
-        return kernels_for(x).batch_norm(x, gamma, beta, statistics, self.ranks)
+        return kernels_for(x).batch_norm(x, gamma, beta, statistics)
 
 
 class ReLU(Layer):
@@ -315,10 +308,9 @@ class ConvBlock(Layer):
     def forward(self, x: Array, training: bool = False, skip: Array | None = None) -> Array:
         statistics = None if training else running_statistics(self.state)
         kernel, weights = kernels_for(x).conv_bn_relu, BlockWeights(**self.params)
-        y, self.cache = kernel(x, skip, weights, statistics, self.pad, self.ranks)
+        y, self.cache = kernel(x, skip, weights, statistics, self.pad)
         if training:
-            count = self.ranks.count * y.size // y.shape[3]
-            update_running(self.state, self.cache.statistics, count)
+            update_running(self.state, self.cache.statistics, y.size // y.shape[3])
         return y
 
     def backward(self, dy: Array) -> Array:

@@ -1,8 +1,7 @@
 """Losses on logits, each with its gradient: `loss(logits, labels) -> (loss, dlogits)`.
 
 logits and labels (N, H, W, 1), labels 0 or 1. `valid` (same shape, 0 or 1) leaves out pixels
-without a label. Losses are means over the valid pixels, or ratios of sums over all of them. With
-`ranks` the loss is that of the batch whose part this process has, and dlogits is for that part.
+without a label. Losses are means over the valid pixels, or ratios of sums over all of them.
 """
 
 from collections.abc import Callable
@@ -11,17 +10,12 @@ from typing import Any, Protocol
 import numpy as np
 
 from minicnn.backend import Array, array_module, check_float, kernels_for
-from minicnn.ranks import ALONE, Ranks
+from minicnn.ranks import sum_of_parts
 
 
 class Loss(Protocol):
     def __call__(
-        self,
-        logits: Array,
-        labels: Array,
-        *,
-        valid: Array | None = None,
-        ranks: Ranks = ALONE,
+        self, logits: Array, labels: Array, *, valid: Array | None = None
     ) -> tuple[float, Array]: ...
 
 
@@ -38,7 +32,6 @@ def bce_with_logits(
     pos_weight: float = 1.0,
     *,
     valid: Array | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[float, Array]:
     """Binary cross-entropy, -w y log p - (1 - y) log(1 - p) with p = sigmoid(logit), averaged.
 
@@ -46,7 +39,7 @@ def bce_with_logits(
     overflows. `pos_weight` w counts a building's pixel w times.
     """
     if fused := _fused(logits, labels, valid):
-        return fused("bce", logits, labels, valid, pos_weight, ranks)
+        return fused("bce", logits, labels, valid, pos_weight)
     logits, valid = _counted(logits, valid)
     xp = array_module(logits)
     weight = 1 + (pos_weight - 1) * labels
@@ -58,7 +51,7 @@ def bce_with_logits(
     if valid is not None:
         count = valid.sum(dtype=float)
         losses, dlogits = losses * valid, dlogits * valid
-    value, count = ranks.sum(xp.stack((losses.sum(dtype=float), count)))
+    value, count = sum_of_parts(xp.stack((losses.sum(dtype=float), count)))
     count = xp.maximum(count, 1)
     return value / count, dlogits / count.astype(logits.dtype)
 
@@ -69,16 +62,15 @@ def soft_dice(
     smooth: float = 1.0,
     *,
     valid: Array | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[float, Array]:
     """1 - (2 sum(p y) + s) / (sum(p) + sum(y) + s): Dice's overlap of soft masks.
 
     Milletari, Navab, Ahmadi 2016, arXiv:1606.04797. `smooth` s keeps empty masks harmless.
     """
     if fused := _fused(logits, labels, valid):
-        return fused("dice", logits, labels, valid, smooth, ranks)
+        return fused("dice", logits, labels, valid, smooth)
     logits, valid = _counted(logits, valid)
-    p, both, total = _overlaps(logits, labels, valid, ranks)
+    p, both, total = _overlaps(logits, labels, valid)
     ratio = (2 * both + smooth) / (total + smooth)
     dp = (ratio - 2 * labels) / (total + smooth)
     return 1 - ratio, _through_sigmoid(dp, p, valid)
@@ -90,13 +82,12 @@ def soft_jaccard(
     smooth: float = 1.0,
     *,
     valid: Array | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[float, Array]:
     """1 - (sum(p y) + s) / (sum(p) + sum(y) - sum(p y) + s): intersection over union, soft."""
     if fused := _fused(logits, labels, valid):
-        return fused("jaccard", logits, labels, valid, smooth, ranks)
+        return fused("jaccard", logits, labels, valid, smooth)
     logits, valid = _counted(logits, valid)
-    p, both, total = _overlaps(logits, labels, valid, ranks)
+    p, both, total = _overlaps(logits, labels, valid)
     union = total - both + smooth
     ratio = (both + smooth) / union
     dp = (ratio * (1 - labels) - labels) / union
@@ -106,10 +97,8 @@ def soft_jaccard(
 def total(*losses: Callable[..., tuple[float, Array]]) -> Loss:
     """The sum of several losses, as a loss: `total(bce_with_logits, soft_dice)`."""
 
-    def loss(
-        logits: Array, labels: Array, *, valid: Array | None = None, ranks: Ranks = ALONE
-    ) -> tuple[float, Array]:
-        pairs = (f(logits, labels, valid=valid, ranks=ranks) for f in losses)
+    def loss(logits: Array, labels: Array, *, valid: Array | None = None) -> tuple[float, Array]:
+        pairs = (f(logits, labels, valid=valid) for f in losses)
         values, gradients = zip(*pairs, strict=True)
         return sum(values), sum(gradients[1:], start=gradients[0])
 
@@ -137,16 +126,14 @@ def _fused(logits: Array, labels: Array, valid: Array | None) -> Any:
     return kernels_for(logits).loss if logits.dtype == np.float32 else None
 
 
-def _overlaps(
-    logits: Array, labels: Array, valid: Array | None, ranks: Ranks
-) -> tuple[Array, Array, Array]:
+def _overlaps(logits: Array, labels: Array, valid: Array | None) -> tuple[Array, Array, Array]:
     """p, sum(p y), sum(p) + sum(y), the sums over valid pixels and in float64."""
     p = sigmoid(logits)
     counted = p if valid is None else p * valid
     known = labels if valid is None else labels * valid
     total = counted.sum(dtype=float) + known.sum(dtype=float)
     both = (counted * labels).sum(dtype=float)
-    return p, *ranks.sum(array_module(p).stack((both, total)))
+    return p, *sum_of_parts(array_module(p).stack((both, total)))
 
 
 def _through_sigmoid(dp: Array, p: Array, valid: Array | None) -> Array:

@@ -12,7 +12,7 @@ from collections.abc import Iterator
 from typing import Any, NamedTuple
 
 from minicnn.backend import Array, array_module, check_float
-from minicnn.ranks import ALONE, Ranks
+from minicnn.ranks import mean_of_parts, parts
 
 Pad = int | tuple[tuple[int, int], tuple[int, int]]
 
@@ -198,19 +198,18 @@ class BatchNormCache(NamedTuple):
     inverse_std: Array
     statistics: Statistics
     from_batch: bool
-    ranks: Ranks
 
 
-def whole_batch(part: Statistics, ranks: Ranks) -> Statistics:
-    """The statistics of a batch from those of this rank's part: means of z and of z^2, averaged.
+def whole_batch(part: Statistics) -> Statistics:
+    """The statistics of a batch from those of this part of it: means of z and of z^2, averaged.
 
     In float64, in which the squared mean can be taken off again.
     """
-    if ranks.count == 1:
+    if parts() == 1:
         return part
     xp, dtype = array_module(part.mean), part.mean.dtype
     mean, var = (a.astype(float) for a in part)
-    mean, square = ranks.mean(xp.stack((mean, var + mean * mean)))
+    mean, square = mean_of_parts(xp.stack((mean, var + mean * mean)))
     return Statistics(mean.astype(dtype), xp.maximum(square - mean * mean, 0).astype(dtype))
 
 
@@ -219,25 +218,23 @@ def batch_norm(
     gamma: Array,
     beta: Array,
     statistics: Statistics | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[Array, BatchNormCache]:
     """y = gamma (x - mean) / sqrt(var + EPS) + beta, per channel.
 
     x (N, H, W, C). With `statistics` None they are the batch's own, and the gradient flows
     through them (training); given ones are constants (inference). The cache's `statistics` are
-    those used. Ioffe & Szegedy 2015, arXiv:1502.03167. The batch is that of all `ranks`.
+    those used. Ioffe & Szegedy 2015, arXiv:1502.03167.
     """
     check_float(x, gamma, beta)
     from_batch = statistics is None
     if statistics is None:
         count = x.size // x.shape[3]
         mean = over_pixels(x) / count
-        part = Statistics(mean, over_pixels((x - mean) ** 2) / count)
-        statistics = whole_batch(part, ranks)
+        statistics = whole_batch(Statistics(mean, over_pixels((x - mean) ** 2) / count))
     inverse_std = 1 / array_module(x).sqrt(statistics.var + EPS)
     normalised = (x - statistics.mean) * inverse_std
     scale = gamma * inverse_std
-    cache = BatchNormCache(normalised, scale, inverse_std, statistics, from_batch, ranks)
+    cache = BatchNormCache(normalised, scale, inverse_std, statistics, from_batch)
     return gamma * normalised + beta, cache
 
 
@@ -246,15 +243,15 @@ def batch_norm_backward(dy: Array, cache: BatchNormCache) -> tuple[Array, Array,
 
     With the batch's statistics each x also moves the mean and the variance, which takes the
     mean of dy and its projection on the normalised x out of the gradient. These are the whole
-    batch's; dgamma and dbeta are this rank's part, as every parameter's gradient is.
+    batch's; dgamma and dbeta are of this part of it, as every parameter's gradient is.
     """
-    normalised, scale, _, _, from_batch, ranks = cache
+    normalised, scale, _, _, from_batch = cache
     dbeta, dgamma = over_pixels(dy), over_pixels(dy * normalised)
     if not from_batch:
         return dy * scale, dgamma, dbeta
     count = dy.size // dy.shape[3]
     own = dgamma, dbeta
-    dbeta, dgamma = ranks.mean(array_module(dy).stack((dbeta, dgamma)))
+    dbeta, dgamma = mean_of_parts(array_module(dy).stack((dbeta, dgamma)))
     return scale * (dy - (dbeta + normalised * dgamma) / count), *own
 
 
@@ -334,7 +331,6 @@ def conv_bn_relu(
     weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    ranks: Ranks = ALONE,
 ) -> tuple[Array, BlockCache]:
     """relu(batch_norm(conv2d([x, skip]))): the block a U-Net is made of, as one primitive.
 
@@ -344,7 +340,7 @@ def conv_bn_relu(
     w, b, gamma, beta = weights
     joined = x if skip is None else array_module(x).concatenate((x, skip), 3)
     z, conv = conv2d(joined, w, b, 1, pad)
-    normal, norm = batch_norm(z, gamma, beta, statistics, ranks)
+    normal, norm = batch_norm(z, gamma, beta, statistics)
     y, positive = relu(normal)
     return y, BlockCache(conv, norm, positive, x.shape[3])
 

@@ -1,9 +1,12 @@
-"""Processes that share a batch: what is summed over a batch must be summed over all of them.
+"""A batch in parts, one for each of several processes: what is summed over it, is over all parts.
 
-A convolution knows nothing of this. Batch norm does, whose statistics are the batch's, and so do
-losses that are means or ratios of sums. They ask a `Ranks`; how its sums are made, by MPI or by
-NCCL, is the application's business.
+A convolution knows nothing of this. Batch norm does, whose statistics are the whole batch's, and so
+do losses that are means or ratios of sums. They call the three functions at the end; who adds up
+the parts, MPI or NCCL, is the application's business: it says so once, by `sharing`.
 """
+
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from minicnn.backend import Array
 
@@ -17,13 +20,34 @@ class Ranks:
         """The sum of all ranks' `a`, the same bits on each of them; all must ask for it."""
         return a
 
-    def mean(self, a: Array) -> Array:
-        """The mean of all ranks' `a`."""
-        return self.sum(a) / self.count
 
-    def __deepcopy__(self, memo: object) -> "Ranks":
-        """A copy of a net is among the same ranks."""
-        return self
+_ranks = Ranks()  # those of this process
 
 
-ALONE = Ranks()
+@contextmanager
+def sharing(ranks: Ranks) -> Iterator[None]:
+    """Inside, a batch is this process's part of the one that all `ranks` hold together.
+
+    A forward pass, its loss and its backward pass belong into the same one.
+    """
+    global _ranks
+    before, _ranks = _ranks, ranks
+    try:
+        yield
+    finally:
+        _ranks = before
+
+
+def parts() -> int:
+    """In how many equal parts the batch is: 1 unless processes share it."""
+    return _ranks.count
+
+
+def sum_of_parts(a: Array) -> Array:
+    """The sum of `a` over all parts of the batch."""
+    return _ranks.sum(a)
+
+
+def mean_of_parts(a: Array) -> Array:
+    """The mean of `a` over all parts of the batch."""
+    return _ranks.sum(a) / _ranks.count

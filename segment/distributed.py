@@ -98,8 +98,7 @@ class World(Ranks):
         return rows
 
     def merge(self, net: Layer) -> None:
-        """After a backward pass: gradients are added up over the ranks, and running statistics
-        averaged where each rank's batch norm went by itself. All in one message."""
+        """After a backward pass: gradients are added up over the ranks, all in one message."""
 
     def broadcast(self, arrays: Iterable[Array]) -> None:
         """Put rank 0's values in the place of each array."""
@@ -190,11 +189,6 @@ class Mpi(World):
 
     def merge(self, net: Layer) -> None:
         arrays = list(net.gradients().values())
-        if net.ranks is not self:
-            own = list(net.buffers().values())
-            for a in own:
-                a /= self.count
-            arrays += own
         xp, sizes = array_module(arrays[0]), [a.size for a in arrays]
         if self.flat is None or self.flat.size != sum(sizes):
             self.flat = xp.empty(sum(sizes), arrays[0].dtype)

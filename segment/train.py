@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from minicnn.backend import choose_device, free_memory, out_of_memory
+from minicnn.ranks import sharing
 from segment.cli import (
     add_data,
     add_device,
@@ -56,7 +57,6 @@ class Settings:
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | None = None
-    local_batch_norm: bool = False
 
     @property
     def reading(self) -> Reading:
@@ -64,7 +64,7 @@ class Settings:
 
 
 def main(arguments: list[str]) -> None:
-    with join() as world:
+    with join() as world, sharing(world):
         _train(_parser().parse_args(arguments), world)
 
 
@@ -127,12 +127,6 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_pixel_size(p)
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
-    p.add_argument(
-        "--local-batch-norm",
-        action="store_true",
-        default=None,
-        help="under mpiexec: each rank's batch norm goes by its own part of the batch",
-    )
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
     add_reading(p)
@@ -255,7 +249,6 @@ def _trainer(
         seed=settings.seed,
         device=device,
         world=world,
-        local_batch_norm=settings.local_batch_norm,
     )
 
 

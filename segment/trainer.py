@@ -130,7 +130,6 @@ class Trainer:
         seed: int,
         device: str,
         world: World | None = None,
-        local_batch_norm: bool = False,
     ) -> None:
         self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
         self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
@@ -150,8 +149,6 @@ class Trainer:
         for each in (net, self.average.net):
             each.to(device)
             self.world.broadcast(net_arrays(each).values())
-        if not local_batch_norm:
-            net.synchronise(self.world)
         self.optimizer = Adam(net, lr)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
@@ -253,7 +250,7 @@ class Trainer:
         truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
         net = self.net if training else self.average.net
         logits = net.forward(x, training=True) if training else net.predict(x)
-        loss, dlogits = LOSS(logits, truth, valid=valid, ranks=self.world)
+        loss, dlogits = LOSS(logits, truth, valid=valid)
         return logits, loss, dlogits, self.world.sum(_confusion(logits, labels))
 
     def check_finite(self, value: float) -> None:

@@ -209,10 +209,10 @@ MUTANTS = {
         OPS, "return Statistics(mean.astype", "return part or Statistics(mean.astype", RANKS
     ),
     "only this rank's share of what moves the statistics": Mutant(
-        OPS, "dbeta, dgamma = ranks.mean(", "dbeta, dgamma = iter(", RANKS
+        OPS, "dbeta, dgamma = mean_of_parts(", "dbeta, dgamma = iter(", RANKS
     ),
     "a loss of this rank's part": Mutant(
-        LOSSES, "return p, *ranks.sum(", "return p, *iter(", RANKS
+        LOSSES, "return p, *sum_of_parts(", "return p, *iter(", RANKS
     ),
     "an overflow": Mutant(
         LOSSES,

@@ -116,7 +116,7 @@ def test_running_statistics_move_a_tenth_of_the_way(rng, name):
 
 def test_one_pixel_has_no_variance():
     state = {"mean": np.zeros(1), "var": np.ones(1)}
-    update_running(state, Statistics(np.array([5.0]), np.array([0.0])), count=1)
+    update_running(state, Statistics(np.array([5.0]), np.array([0.0])), pixels=1)
     np.testing.assert_allclose([state["mean"], state["var"]], [[0.5], [0.9]])
 
 

@@ -1,6 +1,5 @@
 """Ranks that share a batch, here threads of one process: together they equal one with all of it."""
 
-import copy
 import threading
 
 import numpy as np
@@ -9,7 +8,7 @@ import pytest
 import minicnn as mc
 from minicnn.gradcheck import check_layer
 from minicnn.losses import bce_with_logits, soft_dice, soft_jaccard, total
-from minicnn.ranks import Ranks
+from minicnn.ranks import Ranks, parts, sharing
 from segment.unet import UNet
 
 LOSS = total(bce_with_logits, soft_dice, soft_jaccard)
@@ -59,10 +58,11 @@ class Threads(Ranks):
             threading.Thread(target=work, args=(rank,), name=str(rank))
             for rank in range(self.count)
         ]
-        for thread in threads:
-            thread.start()
-        for thread in threads:
-            thread.join()
+        with sharing(self):
+            for thread in threads:
+                thread.start()
+            for thread in threads:
+                thread.join()
         return results
 
 
@@ -74,12 +74,12 @@ def test_parts_of_a_batch_equal_the_whole(xp, rng, dtype):
     y = (rng.random((4, 16, 16, 1)) > 0.7).astype(dtype)
     valid = (rng.random(y.shape) > level / 5).astype(dtype)
 
-    def step(ranks, *arrays):
+    def step(*arrays):
         x, y, valid = map(xp.asarray, arrays)
-        net = UNet(widths=(4, 8), seed=1).astype(dtype).synchronise(ranks)
+        net = UNet(widths=(4, 8), seed=1).astype(dtype)
         net.to("cpu" if xp is np else "gpu")
         logits = net.forward(x, training=True)
-        loss, dlogits = LOSS(logits, y, valid=valid, ranks=ranks)
+        loss, dlogits = LOSS(logits, y, valid=valid)
         net.backward(dlogits)
         dicts = net.gradients(), net.buffers()
         return (
@@ -88,24 +88,25 @@ def test_parts_of_a_batch_equal_the_whole(xp, rng, dtype):
             *({name: mc.to_host(a) for name, a in d.items()} for d in dicts),
         )
 
-    logits, loss, gradients, buffers = step(Ranks(), x, y, valid)
-    ranks = Threads(2)
-    parts = ranks.run(step, [ranks, ranks], *(np.split(a, 2) for a in (x, y, valid)))
+    logits, loss, gradients, buffers = step(x, y, valid)
+    both = Threads(2).run(step, *(np.split(a, 2) for a in (x, y, valid)))
     near = {"rtol": 1e-9, "atol": 1e-11} if dtype == "float64" else {"rtol": 2e-4, "atol": 2e-5}
-    np.testing.assert_allclose(np.concatenate([part[0] for part in parts]), logits, **near)
-    for part in parts:
+    np.testing.assert_allclose(np.concatenate([part[0] for part in both]), logits, **near)
+    for part in both:
         np.testing.assert_allclose(part[1], loss, **near)
         for name, buffer in buffers.items():
             np.testing.assert_allclose(part[3][name], buffer, **near, err_msg=name)
-            np.testing.assert_array_equal(part[3][name], parts[0][3][name])
+            np.testing.assert_array_equal(part[3][name], both[0][3][name])
     for name, gradient in gradients.items():
-        added = parts[0][2][name] + parts[1][2][name]
+        added = both[0][2][name] + both[1][2][name]
         np.testing.assert_allclose(added, gradient, **near, err_msg=name)
 
 
-def test_a_copy_of_a_net_is_among_the_same_ranks():
-    ranks = Threads(2)
-    assert copy.deepcopy(mc.BatchNorm2d(3).synchronise(ranks)).ranks is ranks
+def test_sharing_ends_with_its_block():
+    with pytest.raises(KeyError), sharing(Threads(2)):
+        assert parts() == 2
+        raise KeyError
+    assert parts() == 1
 
 
 class Halves(mc.Layer):
@@ -116,7 +117,6 @@ class Halves(mc.Layer):
         self.layers = [LAYERS[name]().astype(float) for _ in range(2)]
         self.threads = Threads(2)
         for layer in self.layers:
-            layer.synchronise(self.threads)
             layer.params = self.layers[0].params
 
     def children(self):

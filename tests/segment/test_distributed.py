@@ -232,20 +232,6 @@ def test_ranks_killed_at_random_moments_cost_nothing_but_time(start, pair, tmp_p
 
 
 @pytest.mark.slow
-def test_local_batch_norm_resumes_to_the_same_bits(start, tmp_path):
-    """Running statistics that differed between ranks would be lost with all ranks but one."""
-    finish(start(tmp_path / "whole", "--local-batch-norm"))
-    assert_ranks_agree(tmp_path / "whole")
-    process = start(tmp_path / "run", "--local-batch-norm")
-    begun(process)
-    time.sleep(0.3)
-    process.terminate()
-    finish(process, 143)
-    finish(start(tmp_path / "run", "--resume"))
-    same_bits(tmp_path / "run", tmp_path / "whole")
-
-
-@pytest.mark.slow
 def test_three_ranks_share_what_does_not_divide(start, tmp_path):
     """Validation and test tiles in numbers that three do not divide count once each."""
     for ranks in (1, 3):
@@ -329,11 +315,10 @@ nccl_on_cpu.install()
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("more", [(), ("--local-batch-norm",)], ids=["synchronised", "local"])
-def test_two_gpus_train_as_two_ranks_on_the_cpu(start, tmp_path, more):
+def test_two_gpus_train_as_two_ranks_on_the_cpu(start, tmp_path):
     """With stand-ins for CuPy and NCCL: what is sent where, and that it adds up."""
     pytest.importorskip("cupy")
-    fixed = ("--epochs", "1", *more)
+    fixed = ("--epochs", "1")
     gpu = start(tmp_path / "gpu", "--device", "gpu", *fixed, more=STAND_INS)
     out, _ = finish(gpu)
     assert "on gpu" in out

@@ -32,7 +32,6 @@ from minicnn.ops import (
     relu,
     relu_backward,
 )
-from minicnn.ranks import ALONE, Ranks
 
 PIECE = 1 << 16  # values
 
@@ -142,14 +141,13 @@ def conv_bn_relu(
     weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    ranks: Ranks = ALONE,
 ) -> tuple[Any, Any]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     if conv_block.fits(sources, weights, pad):
-        block, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad, ranks)
+        block, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad)
         return (block if isinstance(x, Map) else block.value()), cache
     plain = None if skip is None else _array(skip)
-    y, plain_cache = ops.conv_bn_relu(_array(x), plain, weights, statistics, pad, ranks)
+    y, plain_cache = ops.conv_bn_relu(_array(x), plain, weights, statistics, pad)
     return _like(x, y), plain_cache
 
 

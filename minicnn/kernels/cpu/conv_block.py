@@ -33,7 +33,7 @@ from minicnn.kernels.cpu.toom_cook import ONE, OUTPUTS, from_points, spread, to_
 from minicnn.kernels.cpu.toom_cook_2d import Tiles
 from minicnn.kernels.cpu.toom_cook_rows import Windows
 from minicnn.ops import EPS, BlockWeights, Pad, Statistics, pads, whole_batch
-from minicnn.ranks import ALONE, Ranks
+from minicnn.ranks import mean_of_parts
 
 FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
@@ -75,7 +75,6 @@ class BlockCache:
     inverse_std: np.ndarray
     from_batch: bool
     statistics: Statistics
-    ranks: Ranks
 
 
 def conv_bn_relu(
@@ -83,7 +82,6 @@ def conv_bn_relu(
     weights: BlockWeights,
     statistics: Statistics | None,
     pad: Pad,
-    ranks: Ranks = ALONE,
 ) -> tuple[Map, BlockCache]:
     """As `minicnn.ops.conv_bn_relu`. What is constant in a channel is left out of z: the mean
     takes it out anyway. Where gamma < 0, z has the other sign, so that all maps' scales are > 0.
@@ -104,7 +102,7 @@ def conv_bn_relu(
     from_batch = statistics is None
     if statistics is None:
         mean, square = np.sum(sums, 0, dtype=float) / (N * H * W)
-        mean, var = whole_batch(Statistics(mean, np.maximum(square - mean * mean, 0)), ranks)
+        mean, var = whole_batch(Statistics(mean, np.maximum(square - mean * mean, 0)))
         means = (mean + constant) * sign
         statistics = Statistics(means.astype(np.float32), var.astype(np.float32))
     else:
@@ -112,7 +110,7 @@ def conv_bn_relu(
     inverse_std = 1 / np.sqrt(var + EPS)
     scale = np.abs(gamma) * inverse_std
     y = Map(z, scale.astype(np.float32), (beta - mean * scale).astype(np.float32))
-    norm = (gamma, mean, inverse_std, from_batch, statistics, ranks)
+    norm = (gamma, mean, inverse_std, from_batch, statistics)
     return y, BlockCache(sources, w, top, left, y, *norm)
 
 
@@ -272,7 +270,7 @@ def conv_bn_relu_backward(
     sign = np.sign(cache.gamma)
     scale = (np.abs(cache.gamma) * inverse_std).astype(np.float32)
     if cache.from_batch:
-        whole_dbeta, whole_dgamma = cache.ranks.mean(np.stack((dbeta, dgamma)))
+        whole_dbeta, whole_dgamma = mean_of_parts(np.stack((dbeta, dgamma)))
         slope = -inverse_std * whole_dgamma / (N * H * W)
         offset = -whole_dbeta / (N * H * W) - slope * mean
         source: Source = Normed(gradient.dy, y, slope, offset)

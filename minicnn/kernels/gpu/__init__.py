@@ -27,7 +27,8 @@ from minicnn.ops import (
     transpose_size,
     whole_batch,
 )
-from minicnn.ranks import ALONE, Ranks
+from minicnn.ranks import mean_of_parts, sum_of_parts
+from minicnn.ranks import parts as parts_of_batch
 
 __all__ = [  # the ops; what follows them is there for layers, losses and optimisers
     "batch_norm",
@@ -269,7 +270,6 @@ class NormCache(NamedTuple):
     z: Array
     norm: Array  # (6, C), see norm.cu
     from_batch: bool
-    ranks: Ranks
 
     @property
     def statistics(self) -> Statistics:
@@ -304,9 +304,8 @@ def _norm(
     gamma: Array,
     beta: Array,
     M: int,
-    ranks: Ranks = ALONE,
 ) -> Array:
-    """The rows of `norm` from the moments of all `ranks`, or from given statistics."""
+    """The rows of `norm` from the moments of the batch, or from given statistics."""
     C = len(gamma)
     norm = cupy.empty((NORM, C), np.float32)
     mean, var = (None, None) if statistics is None else statistics
@@ -314,8 +313,8 @@ def _norm(
     vectors = (None if a is None else _fitting(name, a, (C,)) for name, a in given.items())
     arrays = (moments, *vectors, norm)
     launch("norm", "bn_statistics", (C,), (THREADS,), *arrays, M, C, rows, EPS)
-    if statistics is None and ranks.count > 1:
-        whole = whole_batch(Statistics(norm[MEAN], norm[VAR]), ranks)
+    if statistics is None and parts_of_batch() > 1:
+        whole = whole_batch(Statistics(norm[MEAN], norm[VAR]))
         return _norm(None, rows, bias, whole, gamma, beta, M)
     return norm
 
@@ -329,11 +328,11 @@ def _normalised(z: Array, norm: Array, relu: bool) -> Array:
 
 def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Array, Array]:
     """dz, dgamma, dbeta of batch norm with or without a ReLU behind it."""
-    z, norm, from_batch, ranks = cache
+    z, norm, from_batch = cache
     dy, C = _fitting("dy", dy, z.shape), z.shape[-1]
     parts, _ = _over_channels("bn_backward_sums", dy, 2, z, norm, int(relu))
     sums = _sum_parts(parts)
-    whole = ranks.mean(sums) if from_batch and ranks.count > 1 else sums
+    whole = mean_of_parts(sums) if from_batch and parts_of_batch() > 1 else sums
     dz = cupy.empty(z.shape, np.float32)
     numbers = (z.size // C, C, int(relu), int(from_batch))
     _each("norm", "bn_backward_apply", z.size, dy, z, norm, whole, dz, *numbers)
@@ -345,18 +344,17 @@ def batch_norm(
     gamma: Array,
     beta: Array,
     statistics: Statistics | None = None,
-    ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.batch_norm`."""
     check_float(x, gamma, beta)
     if _plain(x):
-        return ops.batch_norm(x, gamma, beta, statistics, ranks)
+        return ops.batch_norm(x, gamma, beta, statistics)
     x, M, gamma = _dense(x), x.size // x.shape[-1], _fitting("gamma", gamma, x.shape[-1:])
     moments, rows = (None, 1)
     if statistics is None:
         moments, rows = _over_channels("channel_moments", x, 2)
-    norm = _norm(moments, rows, None, statistics, gamma, beta, M, ranks)
-    return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None, ranks)
+    norm = _norm(moments, rows, None, statistics, gamma, beta, M)
+    return _normalised(x, norm, relu=False), NormCache(x, norm, statistics is None)
 
 
 def batch_norm_backward(dy: Array, cache: Any) -> tuple[Array, Array, Array]:
@@ -427,7 +425,6 @@ class BlockCache(NamedTuple):
     z: Array | None  # the convolution's output; in inference it is not kept
     norm: Array
     from_batch: bool
-    ranks: Ranks
 
     @property
     def statistics(self) -> Statistics:
@@ -440,12 +437,11 @@ def conv_bn_relu(
     weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-    ranks: Ranks = ALONE,
 ) -> tuple[Array, Any]:
     """See `minicnn.ops.conv_bn_relu`. In training two passes over the image, in inference one."""
     check_float(x, *weights)
     if _plain(x):
-        return ops.conv_bn_relu(x, skip, weights, statistics, pad, ranks)
+        return ops.conv_bn_relu(x, skip, weights, statistics, pad)
     w, b, gamma, beta = weights
     x, w, skip = _dense(x), _dense(w), None if skip is None else _dense(skip)
     out = _output(x, skip, w, 1, pad)
@@ -454,12 +450,12 @@ def conv_bn_relu(
     if statistics is None:
         moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
         z = _convolve(x, skip, w, None, b, moments, s)
-        norm = _norm(moments, ROWS, b, None, gamma, beta, M, ranks)
-        return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True, ranks)
+        norm = _norm(moments, ROWS, b, None, gamma, beta, M)
+        return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True)
     norm = _norm(None, 1, b, statistics, gamma, beta, M)
     s["relu"] = 1
     y = _convolve(x, skip, w, _dense(norm[SCALE]), _dense(norm[FOLDED]), None, s)
-    return y, BlockCache(x, skip, w, b, pad, None, norm, False, ranks)
+    return y, BlockCache(x, skip, w, b, pad, None, norm, False)
 
 
 def conv_bn_relu_predict(
@@ -480,11 +476,11 @@ def conv_bn_relu_backward(
     """See `minicnn.ops.conv_bn_relu_backward`."""
     if _plain(dy):
         return ops.conv_bn_relu_backward(dy, cache, need_dx)
-    x, skip, w, b, pad, z, norm, from_batch, ranks = cache
+    x, skip, w, b, pad, z, norm, from_batch = cache
     if z is None:
         s = _describe(x, skip, len(w), 1, pad, dy.shape)
         z = _convolve(x, skip, w, None, b, None, s)
-    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch, ranks), relu=True)
+    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch), relu=True)
     dw = _weight_gradient(x, skip, dz, len(w), 1, pad)
     # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
     db = cupy.zeros(b.shape, np.float32) if from_batch else _channel_sums(dz)
@@ -537,7 +533,6 @@ def loss(
     labels: Array,
     valid: Array | None,
     weight: float,
-    ranks: Ranks = ALONE,
 ) -> tuple[Array, Array]:
     """One of LOSSES with its gradient; `weight` is BCE's `pos_weight`, the others' `smooth`."""
     logits, labels = _dense(logits), _fitting("labels", labels, logits.shape)
@@ -549,7 +544,7 @@ def loss(
     arguments = (logits, labels, valid, parts, size, per_block, pos_weight)
     launch("loss", "loss_sums", (len(parts),), (THREADS,), *arguments)
     value, dlogits = cupy.empty((), np.float32), cupy.empty(logits.shape, np.float32)
-    arrays = (logits, labels, valid, ranks.sum(_sum_parts(parts)), value, dlogits)
+    arrays = (logits, labels, valid, sum_of_parts(_sum_parts(parts)), value, dlogits)
     _each("loss", "loss_gradient", logits.size, *arrays, size, LOSSES[kind], weight)
     return value, dlogits
 
