@@ -37,7 +37,7 @@ main(sys.argv[1:])
 AREA = f"""
 import sys
 from types import SimpleNamespace
-from segment import merge
+from segment.merge import command as merge
 from segment.predict import command as predict
 from segment.model import ModelInfo
 

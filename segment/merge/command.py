@@ -6,14 +6,14 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segment.cli import add_outlines, parser, progress, run
+from segment.cli import add_outlines, parser, progress
 from segment.data.rasters import CRS, Window, write_cog
 from segment.errors import InputError
 from segment.geo.footprints import Footprints, placed, require_place, require_vector
 from segment.geo.geoparquet import write_geoparquet
-from segment.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
+from segment.merge.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
+from segment.merge.seams import seamless
 from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
-from segment.seams import seamless
 from segment.storage.paths import AnyPath, local, to_path, writing
 
 NAMED = 5  # shards in an error, and masks of a shard
@@ -121,7 +121,3 @@ def _outlined(mosaic: Mosaic, masks: Masks, options: argparse.Namespace) -> Iter
     shape = mosaic.height, mosaic.width
     for pixels in seamless(rows):
         yield placed(pixels, shape, mosaic.transform, crs, options.min_area, options.simplify)
-
-
-if __name__ == "__main__":
-    run(main)

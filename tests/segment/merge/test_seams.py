@@ -6,7 +6,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from segment.geo.footprints import pixel_outlines
-from segment.seams import seamless
+from segment.merge.seams import seamless
 
 shapely = pytest.importorskip("shapely")
 

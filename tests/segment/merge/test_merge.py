@@ -12,10 +12,11 @@ from rio_cogeo import cog_validate
 from test_predict import PLACE, UTM, Redness, photograph, write
 from test_shards import Edgy, predict_shards
 
-from segment import merge, mosaic
 from segment.data.rasters import shifted
 from segment.errors import InputError
 from segment.geo import footprints
+from segment.merge import command as merge
+from segment.merge import mosaic
 from segment.predict import blending
 from segment.predict import command as predict
 from segment.predict.scene import predict_scene

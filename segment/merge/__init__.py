@@ -1,0 +1,1 @@
+"""One map of the masks of many processes, and the command `python -m segment.merge`."""
