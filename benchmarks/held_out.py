@@ -18,8 +18,13 @@ from segment.data.labels import IGNORE, read_label
 from segment.data.rasters import open_raster, read_pixels
 from segment.data.scenes import find_scenes
 from segment.data.tiles import TILE
-from segment.findings import boundary_counts, boundary_distance, match_objects, object_scores
-from segment.metrics import Confusion
+from segment.evaluate.examine import (
+    boundary_counts,
+    boundary_distance,
+    match_objects,
+    object_scores,
+)
+from segment.evaluate.metrics import Confusion
 from segment.model import Model, load_model
 from segment.synthetic import CITIES, write_scenes
 

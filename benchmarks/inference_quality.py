@@ -15,8 +15,8 @@ from rasterio.features import rasterize, shapes
 from benchmarks.held_out import RIM, HeldOut, Score, arguments, setting
 from benchmarks.report import processor, table, write
 from segment.data.rasters import open_raster
+from segment.evaluate.metrics import BINS, calibrate, histogram
 from segment.geo.right_angles import right_angled
-from segment.metrics import BINS, calibrate, histogram
 from segment.model import Model
 from segment.predict.blending import WINDOW
 from segment.predict.scene import OVERLAP, scene_bands

@@ -34,7 +34,7 @@ from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
 from segment.data.tiles import TileStore, open_store
-from segment.metrics import BINS, Confusion, calibrate, count_tiles, histogram
+from segment.evaluate.metrics import BINS, Confusion, calibrate, count_tiles, histogram
 from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run import Run
 from segment.trainer import LOSS, Trainer, visits

@@ -27,8 +27,8 @@ from segment.data.splits import SCENARIOS, make_split
 from segment.data.tiles import TileStore, open_store
 from segment.distributed import World, join
 from segment.errors import InputError
-from segment.evaluate import evaluate_tiles, example, ranked
-from segment.metrics import summarise, table
+from segment.evaluate.command import evaluate_tiles, example, ranked
+from segment.evaluate.metrics import summarise, table
 from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
 from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes

@@ -26,7 +26,7 @@ from segment.data.labels import BACKGROUND, BUILDING, IGNORE
 from segment.data.tiles import TileStore
 from segment.distributed import World
 from segment.errors import InputError
-from segment.metrics import BINS, Confusion, calibrate, histogram
+from segment.evaluate.metrics import BINS, Confusion, calibrate, histogram
 from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
 from segment.run import Row, Run, write_history

@@ -275,10 +275,10 @@ MUTANTS = {
         "tests/segment/predict/test_views.py::test_views_are_averaged_pixel_by_pixel[4]",
     ),
     "half a building found": Mutant(
-        "segment/findings.py",
+        "segment/evaluate/examine.py",
         "(2 * shared > area",
         "(2 * shared >= area",
-        "tests/segment/test_findings.py::test_half_is_not_enough_and_nothing_matches_twice",
+        "tests/segment/evaluate/test_examine.py::test_half_is_not_enough_and_nothing_matches_twice",
     ),
     "an outline drawn into its neighbour": Mutant(
         "segment/geo/right_angles.py",

@@ -16,7 +16,7 @@ import pytest
 from minicnn.checkpoint import load
 from minicnn.losses import bce_with_logits
 from minicnn.optim import Adam
-from segment.metrics import Confusion
+from segment.evaluate.metrics import Confusion
 from segment.model import normalise
 from segment.synthetic import draw_scene, write_scenes
 from segment.trainer import visits

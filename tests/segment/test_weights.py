@@ -9,8 +9,8 @@ import pytest
 from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
 from segment.data.tiles import open_store
-from segment.evaluate import evaluate_tiles
-from segment.metrics import Confusion, summarise
+from segment.evaluate.command import evaluate_tiles
+from segment.evaluate.metrics import Confusion, summarise
 from segment.model import BUNDLED, load_model
 from segment.synthetic import draw_scene
 

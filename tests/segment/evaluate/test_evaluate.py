@@ -8,14 +8,14 @@ import numpy as np
 import pytest
 import rasterio
 
-from segment import evaluate
 from segment.data.scenes import find_scenes
 from segment.data.splits import Split, make_split
 from segment.data.tiles import open_store
 from segment.errors import InputError
-from segment.evaluate import evaluate_tiles, main
-from segment.findings import examine
-from segment.metrics import Confusion, table
+from segment.evaluate import command as evaluate
+from segment.evaluate.command import evaluate_tiles, main
+from segment.evaluate.examine import examine
+from segment.evaluate.metrics import Confusion, table
 from segment.model import ModelInfo, load_model, save_model
 from segment.storage.documents import write_json
 from segment.unet import UNet

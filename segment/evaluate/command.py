@@ -19,19 +19,18 @@ from segment.cli import (
     parser,
     positive,
     progress,
-    run,
 )
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, Split, make_split
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
-from segment.findings import Batch, examine
-from segment.metrics import Confusion, count_tiles, table
+from segment.evaluate.examine import Batch, examine
+from segment.evaluate.metrics import Confusion, count_tiles, table
+from segment.evaluate.report import Evaluation, write_report
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.predict.views import add_views, averaged
-from segment.report import Evaluation, write_report
 from segment.run import Run
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path
@@ -227,7 +226,3 @@ def _learnt_tiles(folder: Run | None, store: TileStore, indices: NDArray[np.intp
     parts = Split.load(folder.split).parts
     learnt = {*parts["train"], *parts["val"]}
     return sum(store.tiles[i].id in learnt for i in indices)
-
-
-if __name__ == "__main__":
-    run(main)

@@ -5,9 +5,9 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from segment import findings
+from segment.evaluate import examine
+from segment.evaluate.metrics import Confusion, histogram
 from segment.geo.footprints import components
-from segment.metrics import Confusion, histogram
 
 
 def random_masks(seed, shape=(3, 40, 52), share=0.55):
@@ -54,7 +54,7 @@ def test_components_equal_a_flood_fill(seed):
 def test_erosion_equals_a_loop_over_pixels(distance):
     masks = random_masks(0, share=0.8)
     masks[2] = True
-    got = findings.eroded(masks, distance)
+    got = examine.eroded(masks, distance)
     padded = np.pad(masks, ((0, 0), (distance, distance), (distance, distance)))
     side = 2 * distance + 1
     for n, i, j in np.ndindex(*masks.shape):
@@ -69,14 +69,14 @@ def test_boundary_counts_equal_a_loop_over_pixels():
     labelled = np.random.default_rng(3).random(truth.shape) < 0.9
     truth, predicted = truth & labelled, predicted & labelled
     distance = round(0.02 * (40**2 + 52**2) ** 0.5)
-    assert findings.boundary_distance(40, 52) == distance == 1
-    assert findings.boundary_distance(256, 256) == 7
+    assert examine.boundary_distance(40, 52) == distance == 1
+    assert examine.boundary_distance(256, 256) == 7
 
     def rim(mask, i, j):
         near = np.pad(mask, distance)[i : i + 2 * distance + 1, j : j + 2 * distance + 1]
         return mask[i, j] and not near.all()
 
-    got = findings.boundary_counts(predicted, truth, labelled, distance)
+    got = examine.boundary_counts(predicted, truth, labelled, distance)
     for n in range(3):
         shared = union = 0
         for i, j in np.ndindex(40, 52):
@@ -91,7 +91,7 @@ def test_boundary_counts_equal_a_loop_over_pixels():
 def test_buildings_are_matched_as_sets_of_pixels_are(seed):
     truth = random_masks(seed, (1, 40, 52), 0.45)[0]
     predicted = np.where(np.random.default_rng(seed).random((40, 52)) < 0.08, ~truth, truth)
-    counts, sizes = findings.match_objects(predicted, truth, pixel_area=10.0)
+    counts, sizes = examine.match_objects(predicted, truth, pixel_area=10.0)
     a, b = flooded(truth), flooded(predicted)
     pairs = [(x, y) for x in a for y in b if len(x & y) / len(x | y) > 0.5]
     assert counts.tolist() == [len(a), len(b), len(pairs)] and 0 < len(pairs) < len(a)
@@ -100,7 +100,7 @@ def test_buildings_are_matched_as_sets_of_pixels_are(seed):
     found, right = {x for x, _ in pairs}, {y for _, y in pairs}
 
     def kind(piece):
-        return sum(len(piece) * 10.0 >= limit for limit in findings.SIZES) - 1
+        return sum(len(piece) * 10.0 >= limit for limit in examine.SIZES) - 1
 
     for x in a:
         expected[kind(x), :4] += [1, x in found, len(x), len(x & inside)]
@@ -115,16 +115,16 @@ def test_half_is_not_enough_and_nothing_matches_twice():
     truth[1, 1:7] = True
     halves = truth.copy()
     halves[1, 4] = False  # 3 and 2 of 6 pixels
-    assert findings.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 0]
+    assert examine.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 0]
     halves[1, 4], halves[1, 5] = True, False  # 4 and 1
-    assert findings.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 1]
+    assert examine.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 1]
     nothing = np.zeros((4, 9), bool)
-    assert findings.match_objects(nothing, truth, 1.0)[0].tolist() == [1, 0, 0]
-    assert findings.match_objects(nothing, nothing, 1.0)[0].tolist() == [0, 0, 0]
-    assert findings.object_scores(4, 8, 3) == {
+    assert examine.match_objects(nothing, truth, 1.0)[0].tolist() == [1, 0, 0]
+    assert examine.match_objects(nothing, nothing, 1.0)[0].tolist() == [0, 0, 0]
+    assert examine.object_scores(4, 8, 3) == {
         "true": 4, "predicted": 8, "found": 0.75, "right": 0.375, "f1": 0.5
     }  # fmt: skip
-    assert findings.object_scores(0, 0, 0)["f1"] == 1
+    assert examine.object_scores(0, 0, 0)["f1"] == 1
 
 
 def scattered(seed, count=20_000):
@@ -136,7 +136,7 @@ def scattered(seed, count=20_000):
 
 def test_precision_and_recall_at_every_threshold():
     probability, labels = scattered(0)
-    precision, recall = findings.precision_recall(histogram(probability, labels))
+    precision, recall = examine.precision_recall(histogram(probability, labels))
     assert len(precision) == len(recall) == 256
     for k in range(0, 251, 10):
         count = Confusion.from_masks((probability >= k / 256)[0], labels[0])
@@ -147,7 +147,7 @@ def test_precision_and_recall_at_every_threshold():
 
 def test_reliability_equals_a_sum_over_pixels():
     probability, labels = scattered(1)
-    mean, share, pixels = findings.reliability(histogram(probability, labels))
+    mean, share, pixels = examine.reliability(histogram(probability, labels))
     keep = labels < 2
     p, y = probability[keep].astype(float), labels[keep]
     error = 0.0
@@ -157,7 +157,7 @@ def test_reliability_equals_a_sum_over_pixels():
         assert share[k] == pytest.approx(y[here].mean())
         assert mean[k] == pytest.approx(p[here].mean(), abs=1 / 512)
         error += here.mean() * abs(y[here].mean() - p[here].mean())
-    found = findings.calibration_error(histogram(probability, labels))
+    found = examine.calibration_error(histogram(probability, labels))
     assert found == pytest.approx(error, abs=1 / 512) and error > 0.05
 
 
@@ -165,7 +165,7 @@ def test_an_honest_probability_has_no_calibration_error():
     rng = np.random.default_rng(2)
     probability = rng.random((1, 1, 400_000), dtype=np.float32)
     labels = (rng.random(probability.shape) < probability).astype(np.uint8)
-    assert findings.calibration_error(histogram(probability, labels)) < 0.005
+    assert examine.calibration_error(histogram(probability, labels)) < 0.005
 
 
 def test_one_pass_gathers_all_of_it_tile_by_tile():
@@ -175,18 +175,18 @@ def test_one_pass_gathers_all_of_it_tile_by_tile():
     probability = np.clip(truth * 0.4 + rng.random(truth.shape) * 0.6, 0, 1).astype(np.float32)
     parts = [slice(0, 4), slice(4, 6)]
     batches = ((part, probability[part], labels[part]) for part in parts)
-    got = findings.examine(batches, 6, 0.5, pixel_size=3.0)
+    got = examine.examine(batches, 6, 0.5, pixel_size=3.0)
     tiles = [SimpleNamespace(city="ab"[n % 2], scene=f"s{n}") for n in range(6)]
     whole = got.summary(tiles)
     for n in range(6):
         p, t = (probability[n] >= 0.5) & (labels[n] < 2), labels[n] == 1
         assert Confusion(*got.pixels[n]) == Confusion.from_masks(p, labels[n])
         known = labels[n : n + 1] < 2
-        rims = findings.boundary_counts(p[None], t[None], known, 1)[0]
-        objects, sizes = findings.match_objects(p, t, 9.0)
+        rims = examine.boundary_counts(p[None], t[None], known, 1)[0]
+        objects, sizes = examine.match_objects(p, t, 9.0)
         row = whole["scenes"][f"{tiles[n].city}/s{n}"]
         assert row["boundary_iou"] == pytest.approx(rims[0] / rims[1])
-        assert row["objects"] == findings.object_scores(*objects)
+        assert row["objects"] == examine.object_scores(*objects)
         got.sizes -= sizes
     assert not got.sizes.any()
     np.testing.assert_array_equal(got.histogram, histogram(probability, labels))

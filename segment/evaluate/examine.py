@@ -14,8 +14,8 @@ from numpy.typing import NDArray
 
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.tiles import Tile
+from segment.evaluate.metrics import BINS, Confusion, count_tiles, histogram, summarise
 from segment.geo.footprints import components
-from segment.metrics import BINS, Confusion, count_tiles, histogram, summarise
 
 BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches
 SIZES = (0, 50, 100, 200, 500, 1000)  # m2 (or pixels): where the classes of buildings begin

@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from segment import findings, plots, report
+from segment import plots
+from segment.evaluate import examine, report
 
 VOID = {"meta", "img"}
 
@@ -54,7 +55,7 @@ def evaluation(name="runs/<city>", seed=0, **changes):
     labels = np.zeros((4, 32, 32), np.uint8)
     labels[:, 4:14, 4:16] = labels[:3, 20:30, 20:26] = 1
     probability = np.clip(labels * 0.5 + rng.random(labels.shape) * 0.5, 0, 1).astype(np.float32)
-    found = findings.examine([(slice(0, 4), probability, labels)], 4, 0.4, 2.0)
+    found = examine.examine([(slice(0, 4), probability, labels)], 4, 0.4, 2.0)
     tiles = [SimpleNamespace(city="ab"[n // 3], scene=f"s{n}") for n in range(4)]
     pixels = np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     shown = plots.Example("a & b", pixels, labels[0], probability[0] >= 0.4)

@@ -15,7 +15,7 @@ import numpy as np
 from minicnn.files import atomic_write
 from segment import plots
 from segment.data.tiles import TILE
-from segment.findings import (
+from segment.evaluate.examine import (
     SIZES,
     Findings,
     boundary_distance,

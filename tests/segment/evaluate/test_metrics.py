@@ -6,8 +6,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 
-from segment import metrics
-from segment.metrics import Confusion
+from segment.evaluate import metrics
+from segment.evaluate.metrics import Confusion
 
 
 def tile(city, scene):

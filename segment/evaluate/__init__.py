@@ -1,0 +1,1 @@
+"""How good a model is: scores, faults, the report; the command `python -m segment.evaluate`."""
