@@ -28,7 +28,6 @@ from minicnn import layers
 from minicnn.checkpoint import net_arrays
 from minicnn.losses import Loss, bce_with_logits, soft_jaccard, total
 from minicnn.optim import Constant, Cosine
-from segment import trainer
 from segment.data.augment import augment
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
@@ -36,8 +35,9 @@ from segment.data.splits import make_split
 from segment.data.tiles import TileStore, open_store
 from segment.evaluate.metrics import BINS, Confusion, calibrate, count_tiles, histogram
 from segment.model import Model, ModelInfo, load_model, normalise
-from segment.run import Run
-from segment.trainer import LOSS, Trainer, visits
+from segment.run_folder import Run
+from segment.train import trainer
+from segment.train.trainer import LOSS, Trainer, visits
 from segment.unet import UNet
 
 NAME = "recipe"

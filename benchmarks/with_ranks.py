@@ -15,8 +15,8 @@ import numpy as np
 
 import minicnn as mc
 from minicnn.ranks import sharing
-from segment.distributed import World, join
-from segment.trainer import LOSS
+from segment.train.ranks import World, join
+from segment.train.trainer import LOSS
 from segment.unet import UNet
 
 

@@ -5,12 +5,12 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from segment import train
 from segment.cli import parser, positive, run, whole
 from segment.cloud import doctor, images, jobs, stack
 from segment.cloud.costs import Work, estimate, read_prices
 from segment.errors import InputError
 from segment.predict import command as predict
+from segment.train import command as train
 
 SHARDS = jobs.LARGEST_ARRAY
 

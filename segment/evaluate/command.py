@@ -31,7 +31,7 @@ from segment.evaluate.report import Evaluation, write_report
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.predict.views import add_views, averaged
-from segment.run import Run
+from segment.run_folder import Run
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path
 from segment.synthetic import default_scenes

@@ -7,9 +7,9 @@ import pytest
 
 from minicnn.backend import staged
 from minicnn.optim import Adam, Average
-from segment.distributed import World
 from segment.roofline import GPUS, count, largest_batch, seconds, training_bytes
-from segment.trainer import Trainer
+from segment.train.ranks import World
+from segment.train.trainer import Trainer
 from segment.unet import UNet
 
 LAUNCHES = 270  # of a step, whatever the batch

@@ -6,11 +6,10 @@ import functools
 import numpy as np
 import pytest
 
-import segment.train
-import segment.trainer
 from minicnn.checkpoint import load
 from segment.errors import InputError
 from segment.synthetic import write_scenes
+from segment.train import command, trainer
 
 
 @pytest.fixture(scope="module")
@@ -24,14 +23,14 @@ def data(tmp_path_factory):
 @pytest.fixture
 def train(data, tmp_path, monkeypatch):
     """Train a narrow net; returns its history and its last checkpoint."""
-    narrow = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
-    monkeypatch.setattr(segment.train, "UNet", narrow)
+    narrow = functools.partial(command.UNet, widths=(4, 4, 8), kernel=2)
+    monkeypatch.setattr(command, "UNet", narrow)
 
     def run(device, *options, out=None, epochs=2):
         folder = tmp_path / (out or device)
         fixed = ["--data", data, "--cache", tmp_path / "cache", "--out", folder]
         fixed += ["--epochs", epochs, "--batch-size", 2, "--split", "random"]
-        segment.train.main([str(o) for o in (*fixed, "--device", device, *options)])
+        command.main([str(o) for o in (*fixed, "--device", device, *options)])
         with open(folder / "history.csv") as file:
             history = list(csv.DictReader(file))
         return history, load(folder / "last.safetensors")[0]
@@ -63,16 +62,16 @@ def test_the_gpu_gives_the_loss_curve_of_the_cpu(train, xp):
 
 def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(train, xp, monkeypatch):
     whole, _ = train("cpu", out="whole")
-    fit = segment.trainer.Trainer.finish_epoch
+    fit = trainer.Trainer.finish_epoch
 
     def stop_after_one(self, *arguments):
         fit(self, *arguments)
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(segment.trainer.Trainer, "finish_epoch", stop_after_one)
+    monkeypatch.setattr(trainer.Trainer, "finish_epoch", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
         train("cpu", out="moved")
-    monkeypatch.setattr(segment.trainer.Trainer, "finish_epoch", fit)
+    monkeypatch.setattr(trainer.Trainer, "finish_epoch", fit)
     moved, _ = train("gpu", "--resume", out="moved")
     assert moved[0]["train_loss"] == whole[0]["train_loss"]
     assert float(moved[1]["train_loss"]) == pytest.approx(float(whole[1]["train_loss"]), rel=2e-3)
@@ -91,12 +90,12 @@ def test_auto_takes_what_fits(data, tmp_path, stand_in, monkeypatch):
     def stop(settings, *_):
         raise Stopped(settings.batch_size)
 
-    monkeypatch.setattr(segment.train, "_trainer", stop)
+    monkeypatch.setattr(command, "_trainer", stop)
     options = ["--data", data, "--cache", tmp_path, "--device", "gpu", "--batch-size", "auto"]
     for gigabytes, batch in ((1, 10), (2, 22), (16, 32)):
         monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (gigabytes << 30))
         with pytest.raises(Stopped, match=f"^{batch}$"):
-            segment.train.main([*map(str, options), "--out", str(tmp_path / str(batch))])
+            command.main([*map(str, options), "--out", str(tmp_path / str(batch))])
     monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (1 << 20))
     with pytest.raises(InputError, match="not even one tile fits"):
-        segment.train.main([*map(str, options), "--out", str(tmp_path / "none")])
+        command.main([*map(str, options), "--out", str(tmp_path / "none")])

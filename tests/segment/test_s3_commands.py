@@ -22,9 +22,10 @@ from segment.unet import UNet
 ROOT = Path(__file__).parents[2]
 NARROW = """
 import functools, sys
-import segment.train, segment.trainer
-segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 4, 4, 4))
-segment.train.run(segment.train.main)
+from segment import cli
+from segment.train import command, trainer
+command.UNet = functools.partial(command.UNet, widths=(4, 4, 4, 4, 4))
+cli.run(command.main)
 """
 
 

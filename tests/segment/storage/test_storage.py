@@ -15,7 +15,7 @@ from pictures import UTM, photograph, write_pair, write_picture
 from segment.data.rasters import open_raster, read_pixels
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
-from segment.run import Run
+from segment.run_folder import Run
 from segment.storage import paths, s3
 from segment.storage.paths import join, local, part, to_path, writing
 from segment.storage.s3 import ABSENT, Changed, Missing, S3Path

@@ -19,26 +19,27 @@ import pytest
 from minicnn.checkpoint import load
 from segment.synthetic import write_scenes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NARROW = """
 import functools, os, sys
 import numpy as np
-import segment.distributed, segment.train, segment.trainer
+from segment import cli
+from segment.train import command, ranks, trainer
 from minicnn.backend import to_host
 from minicnn.checkpoint import net_arrays
 
-segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
-segment.trainer.SAVE_SECONDS = {save_seconds}
-fit = segment.trainer.Trainer.fit
+command.UNet = functools.partial(command.UNet, widths=(4, 4, 8), kernel=2)
+trainer.SAVE_SECONDS = {save_seconds}
+fit = trainer.Trainer.fit
 
 def fit_and_tell(self):
     fit(self)
     arrays = {{name: to_host(array) for name, array in net_arrays(self.net).items()}}
     np.savez(self.run.folder / f"rank{{self.world.rank}}.npz", **arrays)
 
-segment.trainer.Trainer.fit = fit_and_tell
+trainer.Trainer.fit = fit_and_tell
 {more}
-segment.train.run(segment.train.main)
+cli.run(command.main)
 """
 
 
@@ -188,20 +189,20 @@ def test_divergence_ends_all_ranks_in_one_line(start, tmp_path):
 
 
 ALONE = """
-train_step = segment.trainer.Trainer.train_step
+train_step = trainer.Trainer.train_step
 
 def fails(self, *batch):
     if self.world.rank == 1 and self.step == 1:
         {what}
     train_step(self, *batch)
 
-segment.distributed.GRACE = 1
-segment.trainer.Trainer.train_step = fails
+ranks.GRACE = 1
+trainer.Trainer.train_step = fails
 """
 
 
 def test_a_rank_that_fails_alone_ends_the_job_and_says_why(start, tmp_path):
-    more = ALONE.format(what="raise segment.trainer.InputError('the disk of this node is full')")
+    more = ALONE.format(what="raise trainer.InputError('the disk of this node is full')")
     _, err = finish(start(tmp_path / "run", more=more), code=2)
     assert "rank 1: error: the disk of this node is full" in err and "Traceback" not in err
 

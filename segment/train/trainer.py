@@ -24,12 +24,12 @@ from segment.cli import Terminated, progress
 from segment.data.augment import augment
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE
 from segment.data.tiles import TileStore
-from segment.distributed import World
 from segment.errors import InputError
 from segment.evaluate.metrics import BINS, Confusion, calibrate, histogram
 from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
-from segment.run import Row, Run, write_history
+from segment.run_folder import Row, Run, write_history
+from segment.train.ranks import World
 from segment.unet import UNet
 
 READ_EVERY = 50  # steps between two looks at how a GPU is doing, which it must be stopped for

@@ -18,25 +18,24 @@ from segment.cli import (
     check_folder,
     parser,
     positive,
-    run,
     whole,
 )
 from segment.data.rasters import Reading
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, make_split
 from segment.data.tiles import TileStore, open_store
-from segment.distributed import World, join
 from segment.errors import InputError
 from segment.evaluate.command import evaluate_tiles, example, ranked
 from segment.evaluate.metrics import summarise, table
 from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
 from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
-from segment.run import Run
+from segment.run_folder import Run
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic import default_scenes
-from segment.trainer import Trainer
+from segment.train.ranks import World, join
+from segment.train.trainer import Trainer
 from segment.unet import UNet
 
 AUTO_BATCH = 4  # many small steps learn faster from few tiles than few large ones
@@ -291,7 +290,3 @@ def _report(folder: Run) -> None:
         "overlay": folder.overlay,
     }.items():
         print(f"{name}: {folder.home / file.name}")
-
-
-if __name__ == "__main__":
-    run(main)

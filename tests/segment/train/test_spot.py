@@ -14,12 +14,13 @@ import pytest
 from minicnn.checkpoint import load
 from segment.synthetic import write_scenes
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 NARROW = """
 import functools, sys
-import segment.train
-segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 8), kernel=2)
-segment.train.run(segment.train.main)
+from segment import cli
+from segment.train import command
+command.UNet = functools.partial(command.UNet, widths=(4, 4, 8), kernel=2)
+cli.run(command.main)
 """
 TERMINATED = 143
 

@@ -19,17 +19,18 @@ from minicnn.optim import Adam
 from segment.evaluate.metrics import Confusion
 from segment.model import normalise
 from segment.synthetic import draw_scene, write_scenes
-from segment.trainer import visits
+from segment.train.trainer import visits
 from segment.unet import UNet
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 REAL = ROOT.parent / "shared/data/inria-crops"
 NARROW = """
 import functools, sys
-import segment.train, segment.trainer
-segment.train.UNet = functools.partial(segment.train.UNet, widths=(4, 4, 4, 4, 4))
-segment.trainer.SAVE_SECONDS = {save_seconds}
-segment.train.run(segment.train.main)
+from segment import cli
+from segment.train import command, trainer
+command.UNet = functools.partial(command.UNet, widths=(4, 4, 4, 4, 4))
+trainer.SAVE_SECONDS = {save_seconds}
+cli.run(command.main)
 """
 
 

@@ -1,0 +1,1 @@
+"""How a model is trained, by one process or many, and the command `python -m segment.train`."""
