@@ -6,7 +6,6 @@ import json
 import os
 import random
 import signal
-import socket
 import subprocess
 import sys
 import time
@@ -242,68 +241,6 @@ def test_three_ranks_share_what_does_not_divide(start, tmp_path):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=2e-3)
     one, three = (json.loads((tmp_path / n / "metrics.json").read_text())["test"] for n in "13")
     assert one.keys() == three.keys() and one["pooled"]["tiles"] == three["pooled"]["tiles"]
-
-
-# ---------------------------------------------------------------------------- several nodes
-
-NODE = """
-import os, sys
-import segment.nodes
-
-segment.nodes.HOST, segment.nodes.PORT = "127.0.0.1", {port}
-segment.nodes.run(segment.nodes.main)
-"""
-
-
-@pytest.fixture
-def start_nodes(folders, tmp_path):
-    """Two nodes of AWS Batch, in so far as its environment variables make one."""
-
-    def start(out):
-        with socket.socket() as free:
-            free.bind(("127.0.0.1", 0))
-            port = free.getsockname()[1]
-        script = NARROW.format(save_seconds=300, more="")
-        command = [sys.executable, "-u", "-c", NODE.format(port=port), sys.executable, "-u", "-c"]
-        command += [script, "--data", folders[0], "--cache", folders[1], "--out", out]
-        command += ["--epochs", "2", "--batch-size", "4", "--resume"]
-        nodes = {"AWS_BATCH_JOB_NUM_NODES": "2", "AWS_BATCH_JOB_MAIN_NODE_INDEX": "0"}
-        address = {"AWS_BATCH_JOB_MAIN_NODE_PRIVATE_IPV4_ADDRESS": "127.0.0.1"}
-        return [
-            subprocess.Popen(
-                [str(part) for part in command],
-                cwd=ROOT,
-                env={**os.environ, **nodes, "AWS_BATCH_JOB_NODE_INDEX": index, **more},
-                text=True,
-                stdout=subprocess.PIPE,
-                stderr=subprocess.PIPE,
-            )
-            for index, more in (("1", address), ("0", {}))
-        ]
-
-    return start
-
-
-@pytest.mark.slow
-def test_two_nodes_train_as_one_job(start_nodes, pair, tmp_path):
-    """Stopped on the node that does not lead, the job saves, and goes on to the same bits."""
-    follower, leader = start_nodes(tmp_path / "run")
-    begun(leader)
-    time.sleep(0.3)
-    follower.terminate()
-    _, err = finish(leader, 143)
-    assert "--resume" in err
-    finish(follower, 143)
-    follower, leader = start_nodes(tmp_path / "run")
-    finish(leader)
-    finish(follower)
-    same_bits(tmp_path / "run", pair[0])
-
-
-def test_a_node_knows_that_it_is_none(mpiexec):
-    command = [sys.executable, "-m", "segment.nodes", "true"]
-    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True)
-    assert done.returncode == 2 and "no multi-node job" in done.stderr
 
 
 # ---------------------------------------------------------------------------- GPUs
