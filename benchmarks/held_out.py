@@ -26,7 +26,7 @@ from segment.evaluate.examine import (
 )
 from segment.evaluate.metrics import Confusion
 from segment.model import Model, load_model
-from segment.synthetic import CITIES, write_scenes
+from segment.synthetic.scenes import CITIES, write_scenes
 
 SEED = 1000
 RIM = boundary_distance(TILE, TILE)  # that of a tile, whatever the size of a scene

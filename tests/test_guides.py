@@ -9,7 +9,7 @@ from pathlib import Path
 
 import pytest
 
-from segment.synthetic import write_scenes
+from segment.synthetic.scenes import write_scenes
 
 ROOT = Path(__file__).parents[1]
 GUIDE = (ROOT / "docs" / "practice.md").read_text(encoding="utf-8")

@@ -9,7 +9,7 @@ import pytest
 import rasterio
 from rasterio.windows import Window
 
-from segment.synthetic import write_scenes
+from segment.synthetic.scenes import write_scenes
 
 ROOT = Path(__file__).parents[1]
 # Not ru_maxrss: a process inherits that from the one that started it.

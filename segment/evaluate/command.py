@@ -34,7 +34,7 @@ from segment.predict.views import add_views, averaged
 from segment.run_folder import Run
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path
-from segment.synthetic import default_scenes
+from segment.synthetic.scenes import default_scenes
 
 BATCH = 8
 SHOWN = 3  # tiles in the report from each of the best, the median and the worst

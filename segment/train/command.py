@@ -33,7 +33,7 @@ from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run_folder import Run
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
-from segment.synthetic import default_scenes
+from segment.synthetic.scenes import default_scenes
 from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet

@@ -20,7 +20,7 @@ from conftest import answers, call, eventually, free_port
 import minicnn
 from segment import batch
 from segment.cloud import images, jobs
-from segment.synthetic import write_scenes
+from segment.synthetic.scenes import write_scenes
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]
 ROOT = Path(__file__).parents[2]

@@ -8,7 +8,7 @@ import pytest
 
 from minicnn.checkpoint import load
 from segment.errors import InputError
-from segment.synthetic import write_scenes
+from segment.synthetic.scenes import write_scenes
 from segment.train import command, trainer
 
 

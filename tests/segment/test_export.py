@@ -10,7 +10,7 @@ from segment import export
 from segment.data.rasters import Reading
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model, save_model
-from segment.synthetic import draw_scene
+from segment.synthetic.scenes import draw_scene
 from segment.unet import UNet
 
 

@@ -11,12 +11,12 @@ import pytest
 from buckets import refusal
 
 from minicnn.checkpoint import load
-from segment import synthetic
 from segment.model import ModelInfo, load_model, save_model
 from segment.predict.scene import predict_scene
 from segment.storage import s3
 from segment.storage.paths import to_path
-from segment.synthetic import write_scenes
+from segment.synthetic import command as synthetic
+from segment.synthetic.scenes import write_scenes
 from segment.unet import UNet
 
 ROOT = Path(__file__).parents[2]

@@ -12,7 +12,7 @@ from segment.data.tiles import open_store
 from segment.evaluate.command import evaluate_tiles
 from segment.evaluate.metrics import Confusion, summarise
 from segment.model import BUNDLED, load_model
-from segment.synthetic import draw_scene
+from segment.synthetic.scenes import draw_scene
 
 CARD = (BUNDLED.parent / "README.md").read_text()
 REAL = Path(__file__).parents[3] / "shared/data"

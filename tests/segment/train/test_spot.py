@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from minicnn.checkpoint import load
-from segment.synthetic import write_scenes
+from segment.synthetic.scenes import write_scenes
 
 ROOT = Path(__file__).parents[3]
 NARROW = """

@@ -18,7 +18,7 @@ from minicnn.losses import bce_with_logits
 from minicnn.optim import Adam
 from segment.evaluate.metrics import Confusion
 from segment.model import normalise
-from segment.synthetic import draw_scene, write_scenes
+from segment.synthetic.scenes import draw_scene, write_scenes
 from segment.train.trainer import visits
 from segment.unet import UNet
 

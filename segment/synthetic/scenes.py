@@ -1,12 +1,11 @@
 """Draws aerial-looking scenes from a seed: training, tests and notebooks then need no download.
 
-A scene is made as a place is: a street plan and blocks with a land use (`segment.town`), then
-buildings, trees and cars (`segment.drawing`). What stands is drawn against a height field, which
-one sun shades and lets cast shadows; a camera adds blur, haze, a colour cast and noise.
+A scene is made as a place is: a street plan and blocks with a land use (`town`), then buildings,
+trees and cars (`buildings`). What stands is drawn against a height field (`canvas`), which one sun
+shades and lets cast shadows; a camera adds blur, haze, a colour cast and noise (`camera`).
 """
 
 import math
-import tempfile
 import zlib
 from collections.abc import Sequence
 from pathlib import Path
@@ -14,68 +13,19 @@ from pathlib import Path
 import numpy as np
 from rasterio import Affine
 
-from segment import cli
+from segment.cli import progress
 from segment.data.rasters import open_raster, write_raster
-from segment.drawing import PIXEL, Drawing, Window, build
 from segment.errors import InputError
-from segment.storage.paths import default_cache, to_path
-from segment.storage.s3 import S3Path
-from segment.town import CITIES, STYLES
+from segment.storage.paths import default_cache
+from segment.synthetic.buildings import build
+from segment.synthetic.camera import photograph
+from segment.synthetic.canvas import PIXEL, Drawing
+from segment.synthetic.town import CITIES, STYLES
 
 MAX_SIZE = 5000  # pixels
 MARGIN = 64  # pixels drawn around a scene and cut off: what stands there throws its shadow in
 SPACING = 2000.0  # metres from a scene's corner to the next one's: more than the largest scene
-
-
-# --- light and camera -----------------------------------------------------------------------------
-
-
-def cast_shadows(height: np.ndarray, sun: np.ndarray) -> np.ndarray:
-    """Shadow (H, W), 0 lit to 1 dark, of heights (H, W) under a sun: (east, south, up), unit.
-
-    A point is dark if it lies below horizon(p) = max over t of height(p + t s) - t drop, where s
-    is a pixel's step towards the sun and drop the fall of its rays on that step. The maximum over
-    t < 2n is that over t < n and the same seen from p + n s: few passes for long shadows.
-    """
-    level = math.hypot(sun[0], sun[1])
-    drop = PIXEL * sun[2] / level
-    horizon, step = height.copy(), 1
-    while step * drop < height.max():
-        cols, from_cols = overlap(height.shape[1], round(step * sun[0] / level))
-        rows, from_rows = overlap(height.shape[0], round(step * sun[1] / level))
-        ray = horizon[from_rows, from_cols] - np.float32(step * drop)
-        np.maximum(horizon[rows, cols], ray, out=horizon[rows, cols])
-        step *= 2
-    penumbra = 0.4  # metres of height over which the shadow's edge fades
-    horizon -= height
-    horizon /= penumbra
-    return np.clip(horizon, 0, 1, out=horizon)
-
-
-def overlap(size: int, shift: int) -> Window:
-    """The slices of i and of i + shift for which both lie in range(size)."""
-    shift = max(-size, min(shift, size))
-    low, high = max(0, -shift), min(size, size - shift)
-    return slice(low, high), slice(low + shift, high + shift)
-
-
-def photograph(d: Drawing) -> np.ndarray:
-    """What a camera sees of the drawing, (H, W, 3) uint8: light, blur, haze, cast, noise."""
-    sunlit = d.light * (1 - cast_shadows(d.height, d.sun))
-    image = np.empty(d.colour.shape, np.uint8)
-    soft, exposure, haze = d.rng.uniform(0.04, 0.14), d.rng.uniform(1.05, 1.3), d.style.haze
-    for band, sky in enumerate((0.27, 0.30, 0.35)):  # the blue sky lights the shadows
-        plane = d.colour[..., band] * (sky + np.float32(1 - sky) * sunlit)
-        for lines in (plane, plane.T):
-            lines[1:-1] += soft * (lines[:-2] + lines[2:] - 2 * lines[1:-1])
-        plane *= exposure * d.style.cast[band] * (1 - haze)
-        plane += 190 * haze
-        plane += 3 * d.rng.standard_normal(plane.shape, np.float32)
-        image[..., band] = np.clip(plane, 0, 255, out=plane)
-    return image
-
-
-# --- scenes and files -----------------------------------------------------------------------------
+MODULES = ("town", "canvas", "buildings", "camera", "scenes")  # what a scene's pixels depend on
 
 
 def generator(city: str, number: int, seed: int, purpose: int) -> np.random.Generator:
@@ -129,7 +79,7 @@ def write_scenes(
     for name in ("images", "gt"):
         (folder / name).mkdir(parents=True, exist_ok=True)
     paths = []
-    for city, number in cli.progress(scenes, desc="drawing scenes", unit="scene"):
+    for city, number in progress(scenes, desc="drawing scenes", unit="scene"):
         image, label = (folder / name / f"{city}{number}.tif" for name in ("images", "gt"))
         made = f"{city}{number} size={size} seed={seed} code={code:08x}"
         if [made_by(image), made_by(label)] != [made, made]:
@@ -143,7 +93,7 @@ def write_scenes(
 def code_digest() -> int:
     """A checksum of the modules that draw."""
     own = Path(__file__)
-    modules = (own.with_name(f"{name}.py") for name in ("town", "drawing", "synthetic"))
+    modules = (own.with_name(f"{name}.py") for name in MODULES)
     return zlib.crc32(b"".join(module.read_bytes() for module in modules))
 
 
@@ -177,27 +127,3 @@ def default_scenes(cache: str | Path | None = None) -> list[Path]:
     folder = (Path(cache) if cache else default_cache()) / "synthetic"
     write_scenes(folder, CITIES, scenes_per_city=8, size=512, seed=0)
     return [folder]
-
-
-def main(argv: list[str] | None = None) -> None:
-    """The command `python -m segment.synthetic`."""
-    parser = cli.parser("synthetic", "Draw synthetic aerial scenes with their building masks.")
-    parser.add_argument("--out", required=True, metavar="FOLDER", help="gets images/ and gt/")
-    parser.add_argument("--size", type=int, default=512, metavar="N", help="pixels a side")
-    parser.add_argument("--scenes", type=int, default=3, metavar="N", help="scenes a city")
-    counts = range(1, len(CITIES) + 1)
-    parser.add_argument("--cities", type=int, default=len(CITIES), choices=counts, help="of them")
-    parser.add_argument("--seed", type=int, default=0, metavar="N", help="draws other scenes")
-    args = parser.parse_args(argv)
-    out = to_path(args.out)
-    with tempfile.TemporaryDirectory(prefix="minicnn-") as temporary:
-        folder = out if isinstance(out, Path) else Path(temporary)
-        paths = write_scenes(folder, CITIES[: args.cities], args.scenes, args.size, args.seed)
-        if isinstance(out, S3Path):
-            for file in sorted(folder.rglob("*.tif")):
-                (out / str(file.relative_to(folder))).upload(file)
-    print(f"{len(paths)} scenes of {args.size} px in {args.out}")
-
-
-if __name__ == "__main__":
-    cli.run(main)

@@ -16,12 +16,20 @@ from rasterio.warp import transform_bounds
 from shapely import affinity
 from shapely.geometry import box, shape
 
-from segment import drawing, synthetic, town
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
-from segment.synthetic import CITIES, MAX_SIZE, PIXEL, draw_scene, sun_position, write_scenes
+from segment.synthetic import buildings, camera, canvas, town
+from segment.synthetic import scenes as synthetic
+from segment.synthetic.scenes import (
+    CITIES,
+    MAX_SIZE,
+    PIXEL,
+    draw_scene,
+    sun_position,
+    write_scenes,
+)
 
-ROOT = Path(__file__).parents[2]
+ROOT = Path(__file__).parents[3]
 
 
 @pytest.fixture(scope="module")
@@ -181,7 +189,7 @@ def test_a_pole_is_a_sundial(azimuth, elevation):
     """Its shadow points away from the sun and is h / tan(elevation) long."""
     height = np.zeros((161, 161), np.float32)
     height[80, 80] = 9.0
-    shadow = synthetic.cast_shadows(height, direction(azimuth, elevation)) > 0.5
+    shadow = camera.cast_shadows(height, direction(azimuth, elevation)) > 0.5
     rows, cols = np.nonzero(shadow)
     reach = np.hypot(rows - 80, cols - 80)
     length = 9.0 / math.tan(math.radians(elevation)) / PIXEL
@@ -196,18 +204,18 @@ def test_a_wall_shades_what_is_lower_only():
     """A step of 6 m shades the ground, and of a roof 4 m high behind it only what lies deep."""
     height = np.zeros((10, 100), np.float32)
     height[:, 40:45], height[:, 45:] = 6.0, 4.0
-    shadow = synthetic.cast_shadows(height, direction(270, 45))
+    shadow = camera.cast_shadows(height, direction(270, 45))
     assert (shadow[:, :45] == 0).all()  # the sun is in the west
     lit = 45 + round(2 / PIXEL)
     assert (shadow[:, 45 : lit - 3] == 1).all() and (shadow[:, lit + 2 :] == 0).all()
-    assert not synthetic.cast_shadows(np.zeros((5, 5), np.float32), direction(200, 40)).any()
+    assert not camera.cast_shadows(np.zeros((5, 5), np.float32), direction(200, 40)).any()
 
 
 def test_slopes_towards_the_sun_are_brighter():
     """At an elevation of 45 degrees: sqrt(2) of the level light straight on, none edge on."""
     sun = direction(180, 45)
     slopes = np.array([-1.0, 0.0, 1.0])  # dh/d(south): down to the south, level, up
-    light = drawing.sunlight(np.zeros(3), slopes, sun)
+    light = canvas.sunlight(np.zeros(3), slopes, sun)
     np.testing.assert_allclose(light, [math.sqrt(2), 1, 0], atol=1e-12)
 
 
@@ -228,7 +236,7 @@ def test_shadows_fall_away_from_the_sun(scenes):
 
 def land(size=200):
     rng = np.random.default_rng(0)
-    return drawing.Drawing(town.STYLES["ashford"], size, direction(150, 40), rng)
+    return canvas.Drawing(town.STYLES["ashford"], size, direction(150, 40), rng)
 
 
 @pytest.mark.parametrize("kind", ["flat", "gable", "hip"])
@@ -236,7 +244,7 @@ def land(size=200):
 def test_light_on_a_roof_is_that_of_its_slopes(angle, kind):
     """Against the slopes measured on the height field, away from ridges and edges."""
     d, frame = land(), town.Frame(31, 28, math.radians(angle))
-    d.solid(frame, 24, 16, 5, drawing.MATERIALS["slate"], kind, 0.5, building=True)
+    d.solid(frame, 24, 16, 5, canvas.MATERIALS["slate"], kind, 0.5, building=True)
     south, east = np.gradient(d.height.astype(float), PIXEL)
     normal = np.stack([-east, -south, np.ones_like(east)], -1)
     cosine = (normal / np.linalg.norm(normal, axis=-1, keepdims=True)) @ d.sun
@@ -255,7 +263,7 @@ def test_label_is_the_footprint(angle):
     for y in (24, 34):
         for x in range(20, 44, 4):
             d.tree(x, y)
-        d.solid(frame, 21.3, 11.7, 4, drawing.MATERIALS["slate"], "hip", 0.3, building=True)
+        d.solid(frame, 21.3, 11.7, 4, canvas.MATERIALS["slate"], "hip", 0.3, building=True)
     assert (d.height[d.mask > 0] > 6.5).any()  # a crown hangs over the roof
     house = box(-21.3 / 2, -11.7 / 2, 21.3 / 2, 11.7 / 2)
     house = affinity.translate(affinity.rotate(house, angle, origin=(0, 0)), 31.03, 28.07)
@@ -267,14 +275,14 @@ def test_label_is_the_footprint(angle):
 def test_only_buildings_are_labelled():
     d = land()
     lot = town.Lot(town.Frame(30, 30, 0.3), 50, 50)
-    drawing.car_park(d, lot.frame, 40, 30, drawing.WORN)
-    drawing.plant(d, lot, 200)
+    buildings.car_park(d, lot.frame, 40, 30, canvas.WORN)
+    buildings.plant(d, lot, 200)
     assert (d.height > 1).mean() > 0.05 and not d.mask.any()
 
 
 def test_the_highest_is_seen():
     """Whichever is drawn first, the tower hides the shed; the label keeps both."""
-    tower, shed = drawing.MATERIALS["membrane"], drawing.MATERIALS["felt"]
+    tower, shed = canvas.MATERIALS["membrane"], canvas.MATERIALS["felt"]
     drawn = []
     for order in (1, -1):
         d = land()
@@ -437,7 +445,7 @@ def test_the_largest_scene_fits():
     """5000 px in under a minute of one core and 2 GB, the libraries included."""
     code = (
         "import resource, time\n"
-        "from segment.synthetic import draw_scene\n"
+        "from segment.synthetic.scenes import draw_scene\n"
         "image, mask = draw_scene('birkdale', 1, 5000)\n"
         "assert image.shape == (5000, 5000, 3) and 0.1 < (mask > 0).mean() < 0.36\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

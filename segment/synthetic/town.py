@@ -1,6 +1,6 @@
 """What a drawn town looks like: the style of each city, its streets, blocks and lots.
 
-`segment.drawing` builds on the lots; `segment.synthetic` makes scenes of it.
+`segment.synthetic.buildings` builds on the lots; `segment.synthetic` makes scenes of it.
 """
 
 import math

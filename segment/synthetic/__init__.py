@@ -1,0 +1,1 @@
+"""Drawn scenes: towns, what stands there, the camera; the command `python -m segment.synthetic`."""
