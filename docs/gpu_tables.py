@@ -10,7 +10,8 @@ from collections.abc import Callable
 from pathlib import Path
 
 from minicnn import naive, ops
-from segment.roofline import GPUS, count, seconds, training_bytes
+from segment.selfcheck.roofline import GPUS, count, seconds
+from segment.train.gpu_memory import training_bytes
 from segment.unet import UNet
 
 DOCS = Path(__file__).parent

@@ -29,11 +29,11 @@ from segment.evaluate.command import evaluate_tiles, example, ranked
 from segment.evaluate.metrics import summarise, table
 from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
-from segment.roofline import LARGEST_AUTO, largest_batch, training_bytes
 from segment.run_folder import Run
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
+from segment.train.gpu_memory import LARGEST_AUTO, largest_batch, training_bytes
 from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet

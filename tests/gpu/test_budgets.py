@@ -7,7 +7,8 @@ import pytest
 
 from minicnn.backend import staged
 from minicnn.optim import Adam, Average
-from segment.roofline import GPUS, count, largest_batch, seconds, training_bytes
+from segment.selfcheck.roofline import GPUS, count, seconds
+from segment.train.gpu_memory import largest_batch, training_bytes
 from segment.train.ranks import World
 from segment.train.trainer import Trainer
 from segment.unet import UNet

@@ -5,16 +5,16 @@ from importlib import import_module
 
 import pytest
 
-import segment.selfcheck
 from segment.errors import InputError
-from segment.selfcheck import CHECKS, TENSOR_CHECKS, TF32_TOLERANCE, TOLERANCE, main
+from segment.selfcheck import command
+from segment.selfcheck.command import CHECKS, TENSOR_CHECKS, TF32_TOLERANCE, TOLERANCE, main
+from segment.unet import UNet
 
 
 @pytest.fixture(autouse=True)
 def quick(monkeypatch):
-    narrow = lambda: segment.unet.UNet(widths=(4, 8))  # noqa: E731
-    monkeypatch.setattr(segment.selfcheck, "UNet", lambda widths=None: narrow())
-    monkeypatch.setattr(segment.selfcheck, "REPEATS", 1)
+    monkeypatch.setattr(command, "UNet", lambda widths=None: UNet(widths=(4, 8)))
+    monkeypatch.setattr(command, "REPEATS", 1)
 
 
 @pytest.mark.parametrize("device", ["cpu", "gpu"])
@@ -42,9 +42,9 @@ def test_all_is_well(device, stand_in, tmp_path, capsys):
 def test_an_old_gpu_is_checked_in_float32_only(stand_in, monkeypatch, capsys):
     monkeypatch.setattr(stand_in, "compute_capability", "75")
     monkeypatch.setenv("MINICNN_TF32", "1")
-    monkeypatch.setattr(segment.selfcheck, "CHECKS", {"block": CHECKS["block"]})
-    monkeypatch.setattr(segment.selfcheck, "speed", lambda *_: {"rows": [], "kernels": {}})
-    monkeypatch.setattr(segment.selfcheck, "_lines", lambda _: [])
+    monkeypatch.setattr(command, "CHECKS", {"block": CHECKS["block"]})
+    monkeypatch.setattr(command, "speed", lambda *_: {"rows": [], "kernels": {}})
+    monkeypatch.setattr(command, "_lines", lambda _: [])
     main(["--device", "gpu"])
     assert capsys.readouterr().out.count("ok") == 1
 
@@ -53,8 +53,8 @@ def test_a_wrong_kernel_is_named(stand_in, monkeypatch, capsys):
     launches = import_module("minicnn.kernels.gpu.launches")
     good = launches.source
     monkeypatch.setattr(launches, "source", lambda name: good(name).replace("> best", "< best"))
-    monkeypatch.setattr(segment.selfcheck, "CHECKS", {k: CHECKS[k] for k in ("ReLU", "max-pool")})
-    monkeypatch.setattr(segment.selfcheck, "TENSOR_CHECKS", ())
+    monkeypatch.setattr(command, "CHECKS", {k: CHECKS[k] for k in ("ReLU", "max-pool")})
+    monkeypatch.setattr(command, "TENSOR_CHECKS", ())
     with pytest.raises(InputError, match=r"differ from NumPy on this device: max-pool$"):
         main(["--device", "gpu", "--size", "16", "--batch", "1"])
     assert "WRONG" in capsys.readouterr().out

@@ -30,9 +30,9 @@ from minicnn.backend import (
 from minicnn.losses import bce_with_logits
 from minicnn.ops import BlockWeights, Statistics, same_pad
 from minicnn.optim import Adam
-from segment.cli import add_device, parser, run, whole
+from segment.cli import add_device, parser, whole
 from segment.errors import InputError
-from segment.roofline import GPUS, count, seconds
+from segment.selfcheck.roofline import GPUS, count, seconds
 from segment.storage.documents import write_json
 from segment.unet import UNet
 
@@ -284,7 +284,3 @@ def _lines(report: Report) -> list[str]:
             f"    {name:20} {spent * 1e3:8.2f} ms  {spent / total:4.0%} of a training step"
         )
     return lines
-
-
-if __name__ == "__main__":
-    run(main)

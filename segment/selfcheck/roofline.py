@@ -1,4 +1,4 @@
-"""How fast the U-Net could run on a GPU, and how much memory it takes: counted from the network.
+"""How fast the U-Net could run on a GPU, counted from the network.
 
 A kernel that does `flop` operations and moves `nbytes` through memory takes at least
     max(flop / peak, nbytes / bandwidth)
@@ -8,12 +8,10 @@ seconds (Williams, Waterman, Patterson 2009, "Roofline"). Every number is float3
 from collections.abc import Iterator
 from dataclasses import dataclass
 
-from minicnn.layers import Conv2d, ConvBlock, ConvTranspose2d, MaxPool2d
+from minicnn.layers import ConvBlock, ConvTranspose2d, MaxPool2d
 from segment.unet import UNet
 
 FLOAT = 4  # bytes
-PARTS = 512 * 128 * 64 * FLOAT  # at most in the parts of a weight gradient, see conv_dw.cu
-LARGEST_AUTO = 32  # tiles a step; more would not be faster, and learn less per epoch
 
 
 @dataclass(frozen=True)
@@ -99,27 +97,3 @@ def _area(shape: tuple[int, ...]) -> int:
 def seconds(work: list[Work], gpu: Gpu, of_peak: float = 1.0, of_bandwidth: float = 1.0) -> float:
     """The least time for all of `work`, at these shares of the peak and of the bandwidth."""
     return sum(each.seconds(gpu, of_peak, of_bandwidth) for each in work)
-
-
-def training_bytes(net: UNet, batch: int, size: int = 256) -> int:
-    """Memory that a training step takes at its peak: parameters, what is kept, what is passing.
-
-    Kept from the forward pass: z and y of every block, what pools and transposed convolutions put
-    out. Passing: the gradients around the widest maps.
-    """
-    kept = batch * size * size * net.in_channels * (FLOAT + 1)
-    widest = 0
-    for _, layer, out in net.stages((batch, size, size, net.in_channels)):
-        numbers = _numbers(out)
-        widest = max(widest, numbers)
-        per_number = {ConvBlock: 2 * FLOAT, ConvTranspose2d: FLOAT, Conv2d: 2 * FLOAT}
-        kept += numbers * per_number.get(type(layer), FLOAT + 1)  # else a pool, with its winners
-    parameters = sum(p.size for p in net.parameters().values())
-    own = 5 * FLOAT * parameters  # with gradients, Adam's two averages and that of the weights
-    return kept + 4 * FLOAT * widest + own + PARTS
-
-
-def largest_batch(net: UNet, free: int, size: int = 256) -> int:
-    """The most tiles whose training step takes no more than `free` bytes; 0 if not even one."""
-    fixed = training_bytes(net, 0, size)
-    return max(0, (free - fixed) // (training_bytes(net, 1, size) - fixed))
