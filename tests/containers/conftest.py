@@ -12,7 +12,7 @@ from urllib.request import urlopen
 
 import pytest
 
-from segment.cloud import images
+from segment.batch import images
 
 # What is needed, and the Debian package that has it.
 TOOLS = {

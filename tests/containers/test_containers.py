@@ -18,8 +18,8 @@ import rasterio
 from conftest import answers, call, eventually, free_port
 
 import minicnn
-from segment import batch
-from segment.cloud import images, jobs
+from segment.batch import command as batch
+from segment.batch import images, jobs
 from segment.synthetic.scenes import write_scenes
 
 pytestmark = [pytest.mark.containers, pytest.mark.timeout(1800)]

@@ -2,7 +2,7 @@
 
 import re
 
-from segment.cloud import stack
+from segment.batch import stack
 
 TAG = "0.1.0-0123456789ab"
 CREDENTIALS = {

@@ -7,7 +7,7 @@ from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from typing import Any
 
-from segment.cloud.stack import resources
+from segment.batch.stack import resources
 from segment.errors import InputError
 
 OVER = ("SUCCEEDED", "FAILED")

@@ -5,9 +5,9 @@ from importlib.util import find_spec
 from pathlib import Path
 from typing import Any
 
-from segment.cli import parser, positive, run, whole
-from segment.cloud import doctor, images, jobs, stack
-from segment.cloud.costs import Work, estimate, read_prices
+from segment.batch import doctor, images, jobs, stack
+from segment.batch.costs import Work, estimate, read_prices
+from segment.cli import parser, positive, whole
 from segment.errors import InputError
 from segment.predict import command as predict
 from segment.train import command as train
@@ -169,7 +169,7 @@ def _parser() -> argparse.ArgumentParser:
         default=[],
         type=_assignment,
         metavar="NAME=VALUE",
-        help="a parameter of segment/cloud/template.yaml; the others stay as they are",
+        help="a parameter of segment/batch/template.yaml; the others stay as they are",
     )
 
     passed = "After -- come the arguments of segment.{0}, with s3:// paths."
@@ -225,7 +225,3 @@ def _assignment(text: str) -> tuple[str, str]:
     if not equals or not name:
         raise argparse.ArgumentTypeError(f"{text} is not NAME=VALUE")
     return name, value
-
-
-if __name__ == "__main__":
-    run(main)

@@ -3,9 +3,9 @@
 from collections.abc import Iterator, Sequence
 from typing import Any
 
-from segment.cloud.images import REPOSITORY, image_exists
-from segment.cloud.jobs import find, machines
-from segment.cloud.stack import resources
+from segment.batch.images import REPOSITORY, image_exists
+from segment.batch.jobs import find, machines
+from segment.batch.stack import resources
 from segment.errors import InputError
 
 SHARE = 0.9  # of a machine's memory is left for jobs; its agent and system take the rest

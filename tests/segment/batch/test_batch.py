@@ -11,8 +11,8 @@ from aws import CREDENTIALS, TAG, template_for_moto
 from moto import mock_aws
 
 import minicnn
-from segment import batch
-from segment.cloud import doctor, images, jobs, stack
+from segment.batch import command as batch
+from segment.batch import doctor, images, jobs, stack
 from segment.errors import InputError
 
 pytestmark = pytest.mark.filterwarnings("ignore::DeprecationWarning:moto", "ignore::UserWarning")

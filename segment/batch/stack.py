@@ -6,7 +6,7 @@ from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
-from segment.cloud.images import has_repository
+from segment.batch.images import has_repository
 from segment.errors import InputError
 
 TEMPLATE = Path(__file__).with_name("template.yaml")

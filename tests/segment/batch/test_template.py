@@ -13,7 +13,7 @@ from cfnlint import lint
 from cfnlint.config import ManualArgs
 from cfnlint.decode.decode import decode_str
 
-from segment.cloud import stack
+from segment.batch import stack
 
 TEMPLATE = stack.TEMPLATE.read_text()
 

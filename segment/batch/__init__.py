@@ -1,0 +1,1 @@
+"""Training and prediction in AWS, and the command `python -m segment.batch`."""
