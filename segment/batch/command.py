@@ -2,11 +2,9 @@
 
 import argparse
 from importlib.util import find_spec
-from pathlib import Path
 from typing import Any
 
 from segment.batch import doctor, images, jobs, stack
-from segment.batch.costs import Work, estimate, read_prices
 from segment.cli import parser, positive, whole
 from segment.errors import InputError
 from segment.predict import command as predict
@@ -60,12 +58,11 @@ def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = No
     if asked.out is None:
         raise InputError("after -- the arguments of segment.train were expected, --out among them")
     _require_s3([*(asked.data or []), asked.out, *([asked.init] if asked.init else [])])
-    work = Work(options.megapixels, asked.epochs or train.Settings().epochs)
     # A retried or repeated job goes on where the last one stopped.
     resume = [] if asked.resume else ["--resume"]
     full = ["train", *(command or []), *resume, "--device", options.device]
     place = jobs.Place.of(aws, options.stack, options.device)
-    _announce(options, place, work, 1, full)
+    _announce(options, place, 1, full)
     if not options.dry_run:
         jobs.submit(aws, place, full, f"train {asked.out[5:]}", options.hours)
 
@@ -86,7 +83,7 @@ def _predict(
     full = ["predict", *(command or []), *shards, "--device", options.device]
     merge = ["merge", asked.out, *(merging or [])]
     place = jobs.Place.of(aws, options.stack, options.device)
-    _announce(options, place, Work(options.megapixels), options.shards, full, merge)
+    _announce(options, place, options.shards, full, merge)
     if options.dry_run:
         return
     title, hours, plain = asked.out[5:], options.hours, jobs.Place.of(aws, options.stack, "cpu")
@@ -100,13 +97,13 @@ def _predict(
 
 
 def _announce(
-    options: argparse.Namespace, place: jobs.Place, work: Work, count: int, *commands: list[str]
+    options: argparse.Namespace, place: jobs.Place, count: int, *commands: list[str]
 ) -> None:
-    """What will run, and what it will cost, before anything does."""
-    prices = read_prices(options.prices) if options.prices else {}
+    """What will run, and what it takes at most, before anything does."""
     for command in commands:
         print(" ".join(command))
-    print(estimate(work, options.device, place.needs["VCPU"], count, options.hours, prices))
+    each, unit = (1, "GPU") if options.device == "gpu" else (place.needs["VCPU"], "vCPU")
+    print(f"at most {count * options.hours * each:,.1f} {unit} hours an attempt")
 
 
 def _require_s3(paths: list[str]) -> None:
@@ -209,15 +206,7 @@ def _add_job(to: argparse.ArgumentParser, hours: float) -> None:
     to.add_argument(
         "--hours", type=positive, default=hours, help=f"an attempt's most; default: {hours}"
     )
-    to.add_argument(
-        "--megapixels", type=positive, metavar="F", help="how much imagery it is, for the estimate"
-    )
-    to.add_argument(
-        "--prices", type=Path, metavar="CSV", help="the price file that docs/cloud.md describes"
-    )
-    to.add_argument(
-        "--dry-run", action="store_true", help="print commands and estimate, submit nothing"
-    )
+    to.add_argument("--dry-run", action="store_true", help="print the commands, submit nothing")
 
 
 def _assignment(text: str) -> tuple[str, str]:
