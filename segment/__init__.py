@@ -2,7 +2,7 @@
 
 from typing import TYPE_CHECKING, Any
 
-from segment import start as start
+from segment import interrupts as interrupts
 
 if TYPE_CHECKING:
     from segment.model import Model, load_model

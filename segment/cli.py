@@ -1,33 +1,25 @@
-"""What the commands share: arguments of the same name and meaning, exit codes, progress bars."""
+"""What the commands share: arguments of the same name and meaning, exit codes."""
 
 import argparse
 import math
 import signal
 import sys
-from collections.abc import Callable, Iterable
+from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn, TypeVar
-
-from tqdm import tqdm
+from typing import NoReturn
 
 from minicnn.backend import DeviceError
 from minicnn.checkpoint import CheckpointError
-from segment import start
+from segment import interrupts
 from segment.errors import InputError
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
-
-T = TypeVar("T")
-
-
-class Terminated(BaseException):
-    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: no handler of errors takes it."""
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
     """Run a command and exit: 0, 2 with one line on bad input, 130 on Ctrl-C, 143 on SIGTERM."""
     signal.signal(signal.SIGTERM, _terminate)
-    start.imported()
+    interrupts.imported()
     try:
         main(sys.argv[1:])
     except BaseException as error:
@@ -46,13 +38,13 @@ def ending(error: BaseException) -> tuple[str, int]:
             return f"error: {error.strerror or error}{name}", BAD_INPUT
         case KeyboardInterrupt():
             return str(error) or "interrupted", INTERRUPTED
-        case Terminated():
+        case interrupts.Terminated():
             return str(error) or "terminated", TERMINATED
     raise error
 
 
 def _terminate(signum: int, frame: object) -> NoReturn:
-    raise Terminated
+    raise interrupts.Terminated
 
 
 def _fail(sentence: str, code: int) -> NoReturn:
@@ -175,10 +167,3 @@ def check_folder(path: Path) -> None:
     there = next(place for place in (path, *path.parents) if place.exists())
     if not there.is_dir():
         raise InputError(f"{there} is a file, where a folder was expected")
-
-
-def progress(
-    items: Iterable[T] | None = None, total: int | None = None, desc: str = "", unit: str = "it"
-) -> tqdm:
-    """A progress bar on a terminal; silent elsewhere, so that logs stay readable."""
-    return tqdm(items, total=total, desc=desc, unit=unit, disable=None, leave=False)

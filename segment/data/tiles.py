@@ -26,12 +26,12 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from minicnn.files import atomic_write
-from segment.cli import progress
 from segment.data.ground import working_shape
 from segment.data.labels import IGNORE, read_label
 from segment.data.rasters import SIDECARS, Reading, open_raster, read_pixels
 from segment.data.scenes import Scene
 from segment.errors import InputError
+from segment.progress import progress
 from segment.storage.paths import default_cache, local
 
 TILE = 256

@@ -12,14 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment.cli import (
-    add_data,
-    add_device,
-    check_folder,
-    parser,
-    positive,
-    progress,
-)
+from segment.cli import add_data, add_device, check_folder, parser, positive
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, Split, make_split
@@ -31,6 +24,7 @@ from segment.evaluate.report import Evaluation, write_report
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.predict.views import add_views, averaged
+from segment.progress import progress
 from segment.run_folder import Run
 from segment.storage.documents import read_json
 from segment.storage.paths import to_path

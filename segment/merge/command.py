@@ -6,7 +6,7 @@ import tempfile
 from collections.abc import Iterator
 from pathlib import Path
 
-from segment.cli import add_outlines, parser, progress
+from segment.cli import add_outlines, parser
 from segment.data.rasters import CRS, Window, write_cog
 from segment.errors import InputError
 from segment.geo.footprints import Footprints, placed, require_place, require_vector
@@ -14,6 +14,7 @@ from segment.geo.geoparquet import write_geoparquet
 from segment.merge.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
 from segment.merge.seams import seamless
 from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
+from segment.progress import progress
 from segment.storage.paths import AnyPath, local, to_path, writing
 
 NAMED = 5  # shards in an error, and masks of a shard

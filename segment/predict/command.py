@@ -11,16 +11,7 @@ from pathlib import Path
 import numpy as np
 
 from minicnn.backend import choose_device
-from segment.cli import (
-    add_device,
-    add_outlines,
-    check_folder,
-    parser,
-    positive,
-    progress,
-    whole,
-    within,
-)
+from segment.cli import add_device, add_outlines, check_folder, parser, positive, whole, within
 from segment.data.rasters import open_raster, shifted, write_cog
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
@@ -37,6 +28,7 @@ from segment.predict.scene import (
     write_bands,
 )
 from segment.predict.views import add_views
+from segment.progress import progress
 from segment.storage.paths import AnyPath, to_path, writing
 
 ENDINGS = {

@@ -13,9 +13,9 @@ from pathlib import Path
 import numpy as np
 from rasterio import Affine
 
-from segment.cli import progress
 from segment.data.rasters import open_raster, write_raster
 from segment.errors import InputError
+from segment.progress import progress
 from segment.storage.paths import default_cache
 from segment.synthetic.buildings import build
 from segment.synthetic.camera import photograph

@@ -20,14 +20,15 @@ from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Adam, Average, Cosine
-from segment.cli import Terminated, progress
 from segment.data.augment import augment
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE
 from segment.data.tiles import TileStore
 from segment.errors import InputError
 from segment.evaluate.metrics import BINS, Confusion, calibrate, histogram
+from segment.interrupts import Terminated
 from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
+from segment.progress import progress
 from segment.run_folder import Row, Run, write_history
 from segment.train.ranks import World
 from segment.unet import UNet

@@ -20,6 +20,8 @@ from minicnn.backend import DeviceError
 from minicnn.checkpoint import CheckpointError
 from segment import cli
 from segment.errors import InputError
+from segment.interrupts import Terminated
+from segment.progress import progress
 """
 
 
@@ -147,7 +149,7 @@ def test_signals_end_a_command_after_it_has_tidied_up(number, code, word):
 
 @pytest.mark.parametrize(
     ("number", "code", "kind"),
-    [(signal.SIGINT, 130, "KeyboardInterrupt"), (signal.SIGTERM, 143, "cli.Terminated")],
+    [(signal.SIGINT, 130, "KeyboardInterrupt"), (signal.SIGTERM, 143, "Terminated")],
 )
 def test_a_command_may_say_how_to_resume(number, code, kind):
     hint = f"except {kind}:\n    raise {kind}('resume with --resume') from None"
@@ -158,7 +160,7 @@ def test_a_command_may_say_how_to_resume(number, code, kind):
     assert (process.returncode, err) == (code, "resume with --resume\n")
 
 
-PROGRESS = "print(sum(cli.progress(range(5), total=5, desc='tiles')))"
+PROGRESS = "print(sum(progress(range(5), total=5, desc='tiles')))"
 
 
 def test_progress_is_silent_off_a_terminal():

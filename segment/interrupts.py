@@ -1,4 +1,4 @@
-"""The first second of a command, in which Python imports: a signal then ends it in one line, too.
+"""Ctrl-C and SIGTERM: while a command still imports, each ends it in one line.
 
 `python -m segment.train` imports the package before the module, and the package this one before
 all else. Whoever imports `segment` as a library keeps the signals' handlers as they are.
@@ -10,6 +10,10 @@ import sys
 from typing import NoReturn
 
 WORDS = {signal.SIGINT: "interrupted", signal.SIGTERM: "terminated"}
+
+
+class Terminated(BaseException):
+    """SIGTERM arrived. Like KeyboardInterrupt it is no Exception: no handler of errors takes it."""
 
 
 def _leave(number: int, frame: object) -> NoReturn:
