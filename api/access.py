@@ -14,14 +14,23 @@ from api.settings import Settings
 OPEN_PATHS = ("/", "/docs", "/openapi.json", "/healthz", "/readyz")
 
 
+def may_send(settings: Settings, length: int, authorization: str) -> bool:
+    """Whether a body is worth waiting for; the answer to the request says why it isn't."""
+    return length <= settings.upload_bytes and has_token(settings, authorization)
+
+
+def has_token(settings: Settings, authorization: str) -> bool:
+    given, wanted = authorization.encode(), f"Bearer {settings.token}".encode()
+    return not settings.token or hmac.compare_digest(given, wanted)
+
+
 def check_token(settings: Settings) -> None:
     """401 without the bearer token, where one is set; pages, docs and health stay open."""
     path = request.path
     if not settings.token or path in OPEN_PATHS or path.startswith(("/static/", "/docs/")):
         return
-    given = request.headers.get("Authorization", "").encode()
-    if request.method != "OPTIONS" and not hmac.compare_digest(
-        given, f"Bearer {settings.token}".encode()
+    if request.method != "OPTIONS" and not has_token(
+        settings, request.headers.get("Authorization", "")
     ):
         sentence = "This service wants a token: send the header 'Authorization: Bearer TOKEN'."
         raise Problem(401, sentence, {"WWW-Authenticate": "Bearer"})

@@ -1,11 +1,16 @@
 """Every error the service answers with: problem+json (RFC 9457), one clear sentence, no more."""
 
 import errno
+import json
 import logging
 from http import HTTPStatus
 from typing import Any
 
-from flask import Flask, Response, g, json, request
+from flask import Flask, Response, g, request
+from gunicorn.http.errors import (
+    NoMoreData,
+    ParseException,
+)
 from werkzeug.exceptions import HTTPException
 
 from segment.errors import InputError
@@ -17,10 +22,14 @@ SENTENCES = {
     400: "The request is malformed.",
     404: "There is nothing at this address.",
     405: "This address doesn't take this method; the Allow header lists those it takes.",
+    408: "The request didn't arrive in time.",
     413: "The upload is larger than this service takes.",
+    431: "The headers are too long.",
     500: "Something went wrong here; the log holds the details under the request id.",
+    503: "The service is busy; try again in a few seconds.",
+    507: "The disk of this service is full.",
 }
-FULL = "The disk of this service is full."
+FULL = SENTENCES[507]
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -38,11 +47,19 @@ class Problem(Exception):
 def problem(
     status: int, detail: str, headers: dict[str, str] | None = None, **members: Any
 ) -> Response:
-    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
-    body |= {"detail": detail, "request_id": g.get("request_id", ""), **members}
-    response = Response(json.dumps(body), status, content_type="application/problem+json")
+    body = problem_body(status, detail, request_id=g.get("request_id", ""), **members)
+    response = Response(body, status, content_type="application/problem+json")
     response.headers.update(headers or {})
     return response
+
+
+def problem_body(status: int, detail: str, **members: Any) -> str:
+    body = {"type": "about:blank", "title": HTTPStatus(status).phrase, "status": status}
+    return json.dumps({**body, "detail": detail, **members})
+
+
+def sentence(status: int) -> str:
+    return SENTENCES.get(status, HTTPStatus(status).phrase + ".")
 
 
 def install(app: Flask) -> None:
@@ -70,7 +87,16 @@ def install(app: Flask) -> None:
             return error.get_response()  # type: ignore[return-value]
         kept = ("Allow", "Retry-After", "WWW-Authenticate", "Content-Range")
         headers = {k: v for k, v in error.get_headers(request.environ) if k in kept}
-        return problem(status, SENTENCES.get(status, HTTPStatus(status).phrase + "."), headers)
+        return problem(status, sentence(status), headers)
+
+    @app.errorhandler(ParseException)
+    @app.errorhandler(NoMoreData)
+    def broken_body(error: Exception) -> Response:
+        return problem(400, sentence(400))
+
+    @app.errorhandler(TimeoutError)
+    def stalled(error: TimeoutError) -> Response:
+        return problem(408, sentence(408))
 
     @app.errorhandler(Exception)
     def unforeseen(error: Exception) -> Response:

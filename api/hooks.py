@@ -11,7 +11,6 @@ from werkzeug.exceptions import RequestEntityTooLarge
 from api import access
 from api.routes import health, validation
 from api.settings import Settings
-from api.uploads import CHUNK
 
 HEADERS = {
     # data: and blob: are the pictures that the page and Swagger UI draw themselves
@@ -36,7 +35,6 @@ def install(app: Flask, settings: Settings) -> None:
         health.UNDER_WAY.inc()
         g.counted = True
         if (request.content_length or 0) > settings.upload_bytes:
-            _swallow(settings)
             raise RequestEntityTooLarge
         access.check_token(settings)
         access.check_rate(settings)
@@ -59,14 +57,6 @@ def install(app: Flask, settings: Settings) -> None:
     def gone(error: BaseException | None) -> None:
         if g.pop("counted", False):
             health.UNDER_WAY.dec()
-
-
-def _swallow(settings: Settings) -> None:
-    """Read on for a while where an upload is refused: clients that still send miss the answer."""
-    left = min(request.content_length or 0, 4 * settings.upload_bytes)
-    stream = request.environ["wsgi.input"]
-    while left > 0 and (chunk := stream.read(min(CHUNK, left))):
-        left -= len(chunk)
 
 
 def _allow_origin(response: Response, settings: Settings) -> None:

@@ -17,7 +17,7 @@ GPU = os.environ.get("MINICNN_DEVICE", "cpu") != "cpu"
 
 bind = os.environ.get("MINICNN_BIND", "127.0.0.1:8000")
 wsgi_app = "api:create_app()"
-worker_class = "gthread"
+worker_class = "api.worker.Worker"  # gthread, but a stalled client holds no thread
 # At least two: one answers while another is started again. More only speeds up what is around the
 # network, since SLOTS bounds the predictions at once; on a GPU each worker holds a model there.
 _room = int(min(4, CORES // 2, MEMORY // WORKER_MEMORY))
