@@ -15,6 +15,7 @@ from rasterio.windows import Window
 from werkzeug.datastructures import FileStorage
 
 from api.errors import Problem, plain
+from api.headers import Excessive, check_header
 from api.settings import Settings
 from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.rasters import open_raster, read_pixels
@@ -31,6 +32,7 @@ GDAL = {
     "CPL_VSIL_CURL_ALLOWED_FILENAME": "none",
     "PROJ_NETWORK": "OFF",
     "GDAL_CACHEMAX": "64",  # MB of decoded blocks a process keeps
+    "JPEGMEM": "256M",  # a progressive JPEG is unpacked whole before its first row
 }
 
 
@@ -64,22 +66,21 @@ def _scratch_file() -> Any:
 
 
 @contextmanager
-def received(settings: Settings, info: ModelInfo) -> Iterator[Source]:
-    """The scene that this request brings, as multipart field `file` or as the body itself."""
+def received(settings: Settings) -> Iterator[Source]:
+    """The scene that this request brings, as multipart field `file` or as the body itself.
+
+    It is not yet looked at: `check` does that, once the request has its place in the queue.
+    """
     if flask.request.mimetype == "multipart/form-data":
         part = _part()
         part.stream.flush()
-        source = _source(Path(part.stream.name), _shown(part.filename or ""))
-        check(source, settings, info)
-        yield source
+        yield _source(Path(part.stream.name), _shown(part.filename or ""))
         return
     with _scratch_file() as file:
         while chunk := flask.request.stream.read(CHUNK):
             file.write(chunk)
         file.flush()
-        source = _source(Path(file.name), "The body")
-        check(source, settings, info)
-        yield source
+        yield _source(Path(file.name), "The body")
 
 
 def _part() -> FileStorage:
@@ -125,6 +126,10 @@ def check(
     Looks at what the file declares and reads one pixel: a small file may declare a huge picture,
     whole or in one block, or become one when it is resampled to the model's pixel size.
     """
+    try:
+        check_header(source.path)
+    except Excessive as error:
+        raise Problem(413, f"{source.name} holds {error}: more than is taken.") from None
     with in_plain_words(source), open_raster(source.path) as dataset:
         limit = settings.megapixels * 1e6
         shape = dataset.height, dataset.width

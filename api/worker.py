@@ -140,12 +140,8 @@ class Worker(ThreadWorker):
     def expect(self, conn: Connection) -> None:
         settings = self.settings
         conn.sock.setblocking(False)
-        arrival = Arrival(
-            conn,
-            str(settings.folder("scratch")),
-            settings.upload_bytes,
-            partial(may_send, settings),
-        )
+        folder, admit = str(settings.folder("scratch")), partial(may_send, settings)
+        arrival = Arrival(conn, folder, settings.upload_bytes, admit)
         self.arrivals[id(conn)] = arrival
         self.poller.register(conn.sock, EVENT_READ, partial(self.on_arriving, arrival))
 

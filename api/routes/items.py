@@ -39,7 +39,7 @@ def put(item_id: str) -> Response:
         return _put_metadata(item_id)
     if request.mimetype not in (*BODIES, "multipart/form-data"):
         raise Problem(415, "Send a GeoTIFF, JPEG or PNG, or a STAC Item as JSON.")
-    with received(service().settings, service().predictor.model.info) as source:
+    with received(service().settings) as source:
         record, created = _put_scene(item_id, source)
         if not wants_job():
             return _stored(record, created)
@@ -152,5 +152,4 @@ def mask(item_id: str) -> Response:
         key = predictor.key(source.digest, ask["pixel_size"])
         if wants_job() and not predictor.has(key):
             return started(key, source, ask["pixel_size"])
-        check(source, service().settings, predictor.model.info, ask["pixel_size"])
         return product(source, ask, product_etag(source, ask))

@@ -8,7 +8,7 @@ from api.errors import Problem
 from api.routes.responses import product, started
 from api.routes.validation import kind_of_answer, wants_job
 from api.service import service
-from api.uploads import check, received
+from api.uploads import received
 
 blueprint = Blueprint("masks", __name__)
 
@@ -18,9 +18,7 @@ def post() -> Response:
     ask = {**g.ask, "response_type": kind_of_answer(g.ask["response_type"])}
     if request.mimetype != "multipart/form-data":
         raise Problem(415, "Send multipart/form-data, with the scene in the field 'file'.")
-    settings, info = service().settings, service().predictor.model.info
-    with received(settings, info) as source:
+    with received(service().settings) as source:
         if wants_job():
             return started(secrets.token_hex(16), source, ask["pixel_size"])
-        check(source, settings, info, ask["pixel_size"])
         return product(source, ask)

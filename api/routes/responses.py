@@ -20,9 +20,11 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
     media_type, ending = KINDS[ask["response_type"]]
     if etag and request.if_none_match.contains_weak(etag):
         return Response(status=304, headers={"ETag": f'"{etag}"'})
-    deadline = Deadline(service().settings.timeout)
-    with service().gate.seat(), scratch_path(service().settings) as out:
-        make(service().predictor, source, ask, out, lambda share: deadline())
+    settings, predictor = service().settings, service().predictor
+    deadline = Deadline(settings.timeout)
+    with service().gate.seat(), scratch_path(settings) as out:
+        check(source, settings, predictor.model.info, ask["pixel_size"])
+        make(predictor, source, ask, out, lambda share: deadline())
         # opens the file: its name goes at the end of the block, its bytes when they are sent
         response = send_file(
             out,

@@ -13,7 +13,16 @@ from serving import PLACE, encode, picture, scene, unplaced_is_fine
 
 
 def corpus(folder):
-    for group in (truncated, corrupted, not_pictures, tiff_headers, pngs, formats, references):
+    for group in (
+        truncated,
+        corrupted,
+        not_pictures,
+        tiff_headers,
+        pngs,
+        formats,
+        references,
+        excessive,
+    ):
         for number, (name, data, *odd) in enumerate(group(folder)):
             yield f"{group.__name__}-{number}-{name}", data, bool(odd and odd[0])
 
@@ -138,13 +147,14 @@ def tiff_headers(folder):
     yield "endless-array", changed(t258=(short, 2**31, 8))
 
 
-def png(width, height, bits=8, colour=2, interlace=0, data=None, extra=b""):
-    def chunk(kind, content):
-        return (
-            struct.pack(">I", len(content)) + kind + content
-            + struct.pack(">I", zlib.crc32(kind + content))
-        )  # fmt: skip
+def chunk(kind, content):
+    return (
+        struct.pack(">I", len(content)) + kind + content
+        + struct.pack(">I", zlib.crc32(kind + content))
+    )  # fmt: skip
 
+
+def png(width, height, bits=8, colour=2, interlace=0, data=None, extra=b""):
     head = struct.pack(">IIBBBBB", width, height, bits, colour, 0, 0, interlace)
     data = zlib.compress(bytes(1000)) if data is None else data
     start = b"\x89PNG\r\n\x1a\n" + chunk(b"IHDR", head)
@@ -242,3 +252,26 @@ def references(folder):
     hidden = scene(64, 64)
     with rasterio.MemoryFile(hidden) as memory, memory.open() as dataset:
         assert dataset.count == 3
+
+
+def excessive(folder):
+    """A little of everything that GDAL handles badly in quantity."""
+    sane = [(256, 3, 1, 8), (257, 3, 1, 8), (258, 3, 1, 8), (259, 3, 1, 1), (262, 3, 1, 1)]
+    sane += [(273, 4, 1, 8), (277, 3, 1, 1), (278, 3, 1, 8), (279, 4, 1, 64)]
+    items = "".join(f'<Item name="k{n}">v</Item>' for n in range(50_000))
+    text = f"<GDALMetadata>{items}</GDALMetadata>\0".encode()
+    yield "metadata", tiff([*sane, (42112, 2, len(text), 1000)]).ljust(1000, b"\0") + text
+    body = struct.pack("<H", len(sane)) + b"".join(struct.pack("<HHII", *tag) for tag in sane)
+    size = len(body) + 4
+    chain = (body + struct.pack("<I", 8 + n * size) for n in range(1, 120_000))
+    yield "directories", b"II*\0\x08\0\0\0" + b"".join(chain)
+    pixels = zlib.compress((b"\0" + bytes(24)) * 8)
+    packed = zlib.compress(bytes(b"A" * 7_000_000))
+    bombs = b"".join(chunk(b"zTXt", b"key%d\0\0" % n + packed) for n in range(200))
+    yield "packed-texts", png(8, 8, data=pixels, extra=bombs)
+    texts = b"".join(chunk(b"tEXt", b"key%d\0v" % n) for n in range(100_000))
+    yield "texts", png(8, 8, data=pixels, extra=texts)
+    yield "chunks", png(8, 8, data=pixels, extra=chunk(b"IDAT", b"") * 1_000_000)
+    yield "segments", b"\xff\xd8" + b"\xff\xfe\0\x02" * 500_000
+    flat = np.zeros((9990, 9990, 3), np.uint8)
+    yield "progressive", encode(flat, "JPEG", PROGRESSIVE="ON", photometric="RGB"), True

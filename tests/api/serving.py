@@ -104,6 +104,19 @@ class Server:
         )
 
 
+def memory(server, peak=False):
+    """Bytes that each worker holds, or held at most."""
+    name, found = "VmHWM" if peak else "VmRSS", []
+    for worker in server.workers():
+        status = Path(f"/proc/{worker}/status").read_text()
+        found.append(int(status.split(f"{name}:")[1].split()[0]) * 1024)
+    return found
+
+
+def peaks(server):
+    return memory(server, peak=True)
+
+
 def wait_for(condition, seconds, about=lambda: ""):
     end = time.monotonic() + seconds
     while not condition():

@@ -1,10 +1,10 @@
 """Under load: no error but back-pressure, and memory that stays where it was."""
 
 import importlib.util
-from pathlib import Path
 
 import pytest
 import rasterio
+import serving
 from serving import REPO, picture, problem, scene, unplaced_is_fine, wait_for
 
 spec = importlib.util.spec_from_file_location("api_load", REPO / "benchmarks" / "api_load.py")
@@ -13,13 +13,7 @@ spec.loader.exec_module(api_load)
 
 
 def memory(server, peak=False):
-    """Bytes that the workers hold, or held at most."""
-    name = "VmHWM" if peak else "VmRSS"
-    total = 0
-    for worker in server.workers():
-        status = Path(f"/proc/{worker}/status").read_text()
-        total += int(status.split(f"{name}:")[1].split()[0]) * 1024
-    return total
+    return sum(serving.memory(server, peak))
 
 
 def settle(server, load, requests):
