@@ -3,6 +3,7 @@
 import errno
 import json
 import logging
+import re
 from http import HTTPStatus
 from typing import Any
 
@@ -13,7 +14,7 @@ from gunicorn.http.errors import (
 )
 from werkzeug.exceptions import HTTPException
 
-from segment.errors import InputError
+from segment.errors import DiskFull, InputError
 from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")
@@ -29,7 +30,6 @@ SENTENCES = {
     503: "The service is busy; try again in a few seconds.",
     507: "The disk of this service is full.",
 }
-FULL = SENTENCES[507]
 DISK_FULL = {errno.ENOSPC, errno.EDQUOT}
 
 
@@ -62,6 +62,13 @@ def sentence(status: int) -> str:
     return SENTENCES.get(status, HTTPStatus(status).phrase + ".")
 
 
+def disk_is_full(error: BaseException) -> bool:
+    """Whether this, or what it came from, is that there is no room on a disk."""
+    while error.__cause__ and not isinstance(error, DiskFull):
+        error = error.__cause__
+    return isinstance(error, DiskFull) or getattr(error, "errno", None) in DISK_FULL
+
+
 def install(app: Flask) -> None:
     @app.errorhandler(Problem)
     def raised(error: Problem) -> Response:
@@ -76,8 +83,8 @@ def install(app: Flask) -> None:
     def own_file(error: InputError) -> Response:
         """A sentence about a file of the service itself: uploads get theirs in `uploads.py`."""
         log.exception("a file of the service")
-        if "written" in str(error):
-            return problem(507, FULL)
+        if disk_is_full(error):
+            return problem(507, sentence(507))
         return problem(500, SENTENCES[500])
 
     @app.errorhandler(HTTPException)
@@ -100,13 +107,17 @@ def install(app: Flask) -> None:
 
     @app.errorhandler(Exception)
     def unforeseen(error: Exception) -> Response:
-        if isinstance(error, OSError) and error.errno in DISK_FULL:
-            return problem(507, FULL)
+        if disk_is_full(error):
+            return problem(507, sentence(507))
+        if isinstance(error, OSError) and error.errno == errno.EROFS:
+            return problem(507, "The store of this service can't be written.")
         log.exception("unforeseen error")
         return problem(500, SENTENCES[500])
 
 
-def plain(sentence: str, path: str, name: str) -> str:
-    """A sentence of `segment` for someone who sees no files and no commands of the server."""
-    sentence = sentence.replace(path, name)
-    return sentence.split(": say with --")[0].rstrip(".") + "."
+def plain(error: InputError, path: str, name: str) -> str:
+    """What `segment` says, for someone who sees no files and no commands of the server."""
+    said = error.problem.replace(path, name)
+    # Advice to whoever types a command may stand in a clause of its own.
+    said = re.split(r"[;:,] (?=[^;:,]*--[a-z])", said)[0]
+    return said.rstrip(".") + "."

@@ -5,10 +5,13 @@ Locks are flock(2) on files, so they hold across processes and vanish with a kil
 
 import fcntl
 import os
+import select
+import socket
 import time
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 from api.errors import Problem
 from api.settings import Settings
@@ -43,6 +46,13 @@ def lock(paths: list[Path], check: Callable[[], None] = lambda: None) -> Iterato
         time.sleep(POLL)
 
 
+Check = Callable[[], None]  # may raise, to stop waiting or working
+
+
+def _turn(patience: float) -> str:
+    return f"{time.time_ns() + int(patience * 1e9):020}"
+
+
 class Gate:
     """At most `slots` predictions run and `queue` wait, over all workers; the next is refused."""
 
@@ -58,12 +68,31 @@ class Gate:
             yield
 
     @contextmanager
-    def slot(self, check: Callable[[], None]) -> Iterator[None]:
+    def slot(self, check: Check, patience: float = 0.0) -> Iterator[Check]:
         """Hold one of the slots: first come, first served, in all workers.
 
-        Who waits has a ticket, a locked file named by its time; the oldest one tries for a slot.
+        Who has `patience` queues as if it had come so many seconds later. It yields what is to be
+        called between two steps of the work: where somebody waits who would go first, the slot
+        is given up and waited for again.
         """
-        ticket = self.tickets / f"{time.time_ns():020}-{os.urandom(4).hex()}"
+        taken: int | None = self._wait(check, patience)
+
+        def give_way() -> None:
+            nonlocal taken
+            if patience and taken is not None and self._waiting(_turn(patience)):
+                os.close(taken)
+                taken = None
+                taken = self._wait(check, patience)
+
+        try:
+            yield give_way
+        finally:
+            if taken is not None:
+                os.close(taken)
+
+    def _wait(self, check: Check, patience: float) -> int:
+        """Who waits has a ticket, a locked file named by its turn; the first tries for a slot."""
+        ticket = self.tickets / f"{_turn(patience)}-{os.urandom(4).hex()}"
         draft = ticket.with_name(f".{ticket.name}")
         with lock([draft]):
             os.rename(draft, ticket)  # a ticket that is seen is locked already
@@ -73,10 +102,10 @@ class Gate:
                     time.sleep(POLL)
             finally:
                 ticket.unlink(missing_ok=True)
-        try:
-            yield
-        finally:
-            os.close(taken)
+        return taken
+
+    def _waiting(self, before: str) -> bool:
+        return any(name < before for name in os.listdir(self.tickets) if name[0] != ".")
 
     def _taken(self, ticket: Path) -> int | None:
         oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))
@@ -109,3 +138,17 @@ class Deadline:
                 "'Prefer: respond-async' and follow the job.",
                 {"Retry-After": "60"},
             )
+
+
+class Connected:
+    """Raises once the client has hung up; call it between two steps of the work."""
+
+    def __init__(self, environ: Mapping[str, Any]) -> None:
+        self.socket = environ.get("gunicorn.socket")
+        self.poll = select.poll()
+        if self.socket:
+            self.poll.register(self.socket, select.POLLIN)
+
+    def __call__(self) -> None:
+        if self.socket and self.poll.poll(0) and not self.socket.recv(1, socket.MSG_PEEK):
+            raise Problem(503, "The client has hung up.")

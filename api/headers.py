@@ -38,7 +38,7 @@ def check_header(path: Path) -> None:
                 _png(file)
             elif start[:2] == b"\xff\xd8":
                 _jpeg(file)
-        except (struct.error, OverflowError, OSError):  # it ends too early, or points nowhere
+        except (struct.error, ValueError, OSError):  # it ends too early, or points nowhere
             pass
 
 

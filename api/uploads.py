@@ -19,7 +19,7 @@ from api.headers import Excessive, check_header
 from api.settings import Settings
 from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.rasters import open_raster, read_pixels
-from segment.errors import InputError
+from segment.errors import DiskFull, InputError
 from segment.model import ModelInfo
 
 CHUNK = 1 << 20
@@ -112,10 +112,9 @@ def in_plain_words(source: Source) -> Iterator[None]:
     try:
         yield
     except InputError as error:
-        sentence = plain(str(error), str(source.path.absolute()), source.name)
-        if "/" in sentence.replace(source.name, ""):  # it's about another file: one of ours
+        if isinstance(error, DiskFull):
             raise
-        raise Problem(422, sentence) from error
+        raise Problem(422, plain(error, str(source.path.absolute()), source.name)) from error
 
 
 def check(
@@ -123,8 +122,9 @@ def check(
 ) -> str:
     """The media type of a scene that can be worked on; Problem 413 or 422 for any other one.
 
-    Looks at what the file declares and reads one pixel: a small file may declare a huge picture,
-    whole or in one block, or become one when it is resampled to the model's pixel size.
+    Looks at what the file declares and reads its first and its last pixel: a small file may
+    declare a huge picture, whole or in one block, or become one when it is resampled to the
+    model's pixel size.
     """
     try:
         check_header(source.path)
@@ -152,7 +152,8 @@ def check(
         place = dataset.transform
         if not all(map(math.isfinite, place)) or place.determinant == 0:
             raise Problem(422, f"{source.name} has a georeference that is no place.")
-        read_pixels(dataset, info.reading, Window(0, 0, 1, 1))
+        for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1)):  # a file cut off lacks its end
+            read_pixels(dataset, info.reading, Window(column, row, 1, 1))
         return MEDIA[dataset.driver]
 
 

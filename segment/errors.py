@@ -1,5 +1,17 @@
-"""The one exception that means: what the user gave can't be used, and this sentence says why."""
+"""What means: this can't be used, or can't be done here; one sentence says why."""
 
 
 class InputError(ValueError):
-    """Bad input. The message is one sentence that names the file and what was expected."""
+    """Bad input: one sentence that names the file and what was expected.
+
+    `advice` is for whoever types commands: which option helps. The text has both, `problem` the
+    sentence alone.
+    """
+
+    def __init__(self, problem: str, advice: str = "") -> None:
+        super().__init__(f"{problem}: {advice}" if advice else problem)
+        self.problem = problem
+
+
+class DiskFull(InputError):
+    """A file could not be written whole."""

@@ -9,7 +9,7 @@ from typing import Any
 from flask import Response, request, send_file, url_for
 
 from api.files import scratch_path
-from api.gate import Deadline
+from api.gate import Connected, Deadline
 from api.service import service
 from api.uploads import Source, check
 from api.work.products import KINDS, make
@@ -21,10 +21,15 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
     if etag and request.if_none_match.contains_weak(etag):
         return Response(status=304, headers={"ETag": f'"{etag}"'})
     settings, predictor = service().settings, service().predictor
-    deadline = Deadline(settings.timeout)
+    deadline, connected = Deadline(settings.timeout), Connected(request.environ)
+
+    def step(share: float | None) -> None:
+        deadline()
+        connected()
+
     with service().gate.seat(), scratch_path(settings) as out:
         check(source, settings, predictor.model.info, ask["pixel_size"])
-        make(predictor, source, ask, out, lambda share: deadline())
+        make(predictor, source, ask, out, step)
         # opens the file: its name goes at the end of the block, its bytes when they are sent
         response = send_file(
             out,

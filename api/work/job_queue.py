@@ -15,12 +15,12 @@ import os
 import shutil
 import threading
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
-from api.errors import Problem
+from api.errors import Problem, disk_is_full
 from api.files import sweep, sync
 from api.gate import try_lock
 from api.settings import Settings
@@ -35,6 +35,8 @@ IDLE = 1.0  # seconds between two looks for work
 REPORT = 0.3  # seconds between two reports of progress
 BEAT = 20  # seconds between two signs of life to other hosts
 LOST = 90  # seconds without one after which a host is taken for lost
+REST = 10  # seconds until a job that met a full disk is tried again
+PATIENCE = 30  # seconds by which requests go before jobs
 ATTEMPTS = 3  # a job whose worker is killed so often is at fault itself
 WAITING = ("accepted", "running")
 
@@ -49,6 +51,7 @@ class Jobs:
     def __init__(self, settings: Settings, predictor: Predictor, store: Store) -> None:
         self.settings, self.predictor, self.store = settings, predictor, store
         self.folder, self.there = settings.folder("jobs"), settings.prefix("jobs")
+        self._resting: dict[str, float] = {}  # until when a job is left alone
         self._over: set[str] = set()  # jobs of all hosts that are known to be done
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
@@ -189,7 +192,8 @@ class Jobs:
         waiting = []
         for folder in self.folder.glob("[!.]*"):
             state = self.get(folder.name)
-            if state and state["status"] in WAITING:
+            rests = time.monotonic() < self._resting.get(folder.name, 0)
+            if state and state["status"] in WAITING and not rests:
                 waiting.append((state["created"], folder.name))
         for _, job_id in sorted(waiting):
             if self._stop.is_set():
@@ -228,10 +232,18 @@ class Jobs:
                 except StorageError as error:
                     log.warning("job %s goes on, unseen by other hosts: %s", job_id, error)
 
-        def step(share: float) -> None:
+        def step(share: float | None) -> None:
             nonlocal reported
             if self._stop.is_set() or not path.exists():
                 raise Stopped
+            if share is None:
+                return
+            if state["status"] == "accepted":  # only now: a kill while it waited is not its fault
+                report(
+                    status="running",
+                    message="looking for buildings",
+                    attempts=state["attempts"] + 1,
+                )
             if time.monotonic() - reported > REPORT:
                 reported = time.monotonic()
                 report(progress=int(100 * share))
@@ -240,23 +252,42 @@ class Jobs:
             sentence = f"Given up: the service was killed {ATTEMPTS} times at this scene."
             report(status="failed", message=sentence)
             return
+        state["status"] = "accepted"  # of a killed worker it may say more
         try:
-            state["attempts"] += 1
-            report(status="running", message="looking for buildings")
             source, pixel_size = self.source(job_id)
-            with in_plain_words(source), self.predictor.opened(source, pixel_size, step):
+            with (
+                in_plain_words(source),
+                self.predictor.opened(source, pixel_size, step, PATIENCE),
+            ):
                 self.predictor.share(self.predictor.key(source.digest, pixel_size))
                 report(status="successful", progress=100, message="done")
         except Stopped:
             with suppress(FileNotFoundError):
-                report(status="accepted", attempts=state["attempts"] - 1)
+                self._put_down(state, report, "waiting for its turn")
         except FileNotFoundError:
             log.info("job %s was deleted while it ran, or taken over", job_id)
         except Problem as problem:
             report(status="failed", message=problem.detail)
-        except Exception:
+        except Exception as error:
+            if disk_is_full(error):
+                log.warning("job %s waits: the disk is full", job_id)
+                with suppress(FileNotFoundError):
+                    self._put_down(state, report, "waiting for room on the disk")
+                self._resting[job_id] = time.monotonic() + REST
+                return
             log.exception("job %s failed", job_id)
             report(status="failed", message="Something went wrong here; the log says more.")
+
+    def _put_down(self, state: dict[str, Any], report: Callable[..., None], why: str) -> None:
+        """Make a job wait again; that it was tried doesn't count. A full disk is waited for."""
+        attempts = state["attempts"] - (state["status"] == "running")
+        while True:
+            try:
+                report(status="accepted", progress=0, message=why, attempts=attempts)
+                return
+            except OSError as error:
+                if not disk_is_full(error) or self._stop.wait(1):
+                    raise
 
     def sweep(self) -> None:
         """Remove what is over: old jobs, files of killed processes, scenes without an item."""

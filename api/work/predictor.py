@@ -21,20 +21,22 @@ from api.settings import Settings
 from api.uploads import Source
 from minicnn.backend import choose_device
 from segment.data.rasters import open_raster
+from segment.errors import InputError
 from segment.model import Model, load_model, model_file
 from segment.predict.scene import scene_bands, write_bands
 from segment.storage.s3 import StorageError
 
 log = logging.getLogger("api")
 
-Step = Callable[[float], None]  # takes the share that is done; may raise to stop the work
+# Takes the share that is done, None while it waits for its turn; may raise to stop the work.
+Step = Callable[[float | None], None]
 
 
 class Predictor:
     def __init__(self, settings: Settings, gate: Gate) -> None:
         self.settings, self.gate = settings, gate
         # The kernels keep work arrays for every thread that ever computes: let it be few.
-        self.hands = ThreadPoolExecutor(settings.slots)
+        self.hands, self.job_hand = ThreadPoolExecutor(settings.slots), ThreadPoolExecutor(1)
         self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
         self.there = settings.prefix("predictions")
         self._file, self._loading = model_file(settings.model), threading.Lock()
@@ -66,17 +68,36 @@ class Predictor:
         return (self.folder / f"{key}.tif").exists()
 
     @contextmanager
-    def opened(self, source: Source, pixel_size: float | None, step: Step) -> Iterator[Any]:
-        """The prediction of a scene as an open raster, computed now if it isn't kept."""
+    def opened(
+        self, source: Source, pixel_size: float | None, step: Step, patience: float = 0.0
+    ) -> Iterator[Any]:
+        """The prediction of a scene as an open raster, computed now if it isn't kept.
+
+        With `patience` (`Gate.slot`) the work makes way for others, and has a thread of its own.
+        """
         key = self.key(source.digest, pixel_size)
         path = self.folder / f"{key}.tif"
-        with lock([self.locks / f"key{key[:2]}"], lambda: step(0)):
+        hands = self.job_hand if patience else self.hands
+
+        def wait() -> None:
+            step(None)
+
+        with lock([self.locks / f"key{key[:3]}"], wait):
             if not path.exists() and not self._fetched(path):
-                with self.gate.slot(lambda: step(0)):
-                    self.hands.submit(self._compute, source, pixel_size, path, step).result()
+                with self.gate.slot(wait, patience) as give_way:
+
+                    def between(share: float | None) -> None:
+                        give_way()
+                        step(share)
+
+                    hands.submit(self._compute, source, pixel_size, path, between).result()
             os.utime(path)
             opening = open_raster(path)
-            dataset = opening.__enter__()
+            try:
+                dataset = opening.__enter__()
+            except InputError as error:
+                path.unlink(missing_ok=True)  # the next request makes it again
+                raise RuntimeError("a kept prediction is broken") from error
         try:
             evict(self.folder.glob("*.tif"), self.settings.cache_mb * 1e6)
             yield dataset

@@ -28,7 +28,7 @@ from rasterio.transform import Affine
 from rasterio.windows import Window
 
 from minicnn.files import atomic_write
-from segment.errors import InputError
+from segment.errors import DiskFull, InputError
 from segment.storage.paths import AnyPath, part, to_path
 from segment.storage.s3 import S3Path, gdal_options, session
 
@@ -280,7 +280,7 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
                 flags = dataset.mask_flag_enums
             _read_back(temporary, flags)
         except RasterioIOError as error:
-            raise InputError(f"{path} could not be written: is the disk full?") from error
+            raise DiskFull(f"{path} could not be written: is the disk full?") from error
 
 
 @contextmanager
@@ -305,7 +305,7 @@ def write_cog(
                     rasterio.shutil.copy(plain, temporary, driver="COG", **form)
                 _read_back(temporary, flags)
             except RasterioIOError as error:
-                raise InputError(f"{path} could not be written: is the disk full?") from error
+                raise DiskFull(f"{path} could not be written: is the disk full?") from error
 
 
 def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:

@@ -13,7 +13,7 @@ from rasterio.crs import CRS
 from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
-from segment.errors import InputError
+from segment.errors import DiskFull, InputError
 from segment.geo.right_angles import right_angled
 
 DECIMALS = 7  # of a degree: about a centimetre
@@ -237,6 +237,6 @@ def write_geopackage(footprints: Footprints, path: str | Path) -> None:
             )
             written = pyogrio.raw.read(temporary)[2]
         except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
-            raise InputError(f"{path} could not be written: is the disk full?") from error
+            raise DiskFull(f"{path} could not be written: is the disk full?") from error
         if len(written) != len(footprints.outlines):  # GDAL doesn't always say
-            raise InputError(f"{path} could not be written whole: is the disk full?")
+            raise DiskFull(f"{path} could not be written whole: is the disk full?")

@@ -59,7 +59,7 @@ class Server:
     def stop(self):
         """End it as an administrator would."""
         self.process.send_signal(signal.SIGTERM)
-        self.process.wait(30)
+        self.process.wait(60)
 
     def is_ready(self):
         assert self.process.poll() is None, self.log.read_text()
