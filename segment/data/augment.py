@@ -1,35 +1,55 @@
-"""Random views of a tile that are as true as the tile: turned, mirrored, in another light."""
+"""Random views of a place that are as true as its picture: nearer or farther, in another light.
+
+Pictures are neither turned nor mirrored. In photographs with north at the top the sun stands on one
+side, and roofs lean away from their footprints to another: a net that sees both learns from them.
+"""
 
 import numpy as np
 from numpy.typing import NDArray
 
-BRIGHTNESS = 0.15  # shift of all channels, as a part of the full range
-CONTRAST = 0.25  # factor about the middle grey is within 1 ± this
-COLOUR = 0.08  # factor of each channel is within 1 ± this
+from segment.data.labels import IGNORE
+
+ZOOM = 1.3  # a picture is shrunk or enlarged by up to this factor
+BRIGHTNESS = 0.2  # shift of all channels, as a part of the full range
+CONTRAST = 0.35  # factor about the middle grey is within 1 ± this
+COLOUR = 0.1  # factor of each channel is within 1 ± this
 
 
-def augment(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], rng: np.random.Generator
+def zoomed_size(size: int, rng: np.random.Generator) -> int:
+    """The side of a square that `zoomed` brings to `size`: up to ZOOM times smaller or larger."""
+    return round(size * ZOOM ** rng.uniform(-1, 1))
+
+
+def zoomed(
+    pixels: NDArray[np.uint8], coverage: NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
-    """New arrays: images (N, S, S, 3) and labels (N, S, S), each tile turned and lit at random.
+    """A square picture and its coverage at another size, bilinear; next to IGNORE is IGNORE."""
+    old = len(coverage)
+    if old == size:
+        return pixels, coverage
+    centres = (np.arange(size) + 0.5) * (old / size) - 0.5
+    first = np.clip(np.floor(centres).astype(int), 0, old - 2)
+    share = np.clip(centres - first, 0, 1).astype(np.float32)
+    values = np.dstack([pixels, coverage, np.where(coverage == IGNORE, 255, 0)])
+    values = values.astype(np.float32)
+    down = share[:, None, None]
+    values = values[first] * (1 - down) + values[first + 1] * down
+    across = share[None, :, None]
+    values = values[:, first] * (1 - across) + values[:, first + 1] * across
+    bytes_ = np.round(values).astype(np.uint8)
+    return bytes_[..., :3], np.where(values[..., 4] > 0, np.uint8(IGNORE), bytes_[..., 3])
 
-    One of the eight symmetries of the square moves image and label alike; the light, drawn for each
-    image and channel, changes pixel values of the image only. The same rng state gives the same
-    result. (bytes.translate looks bytes up in a table several times faster than NumPy's indexing.)
+
+def lit(pixels: NDArray[np.uint8], rng: np.random.Generator) -> NDArray[np.uint8]:
+    """A picture (H, W, 3) in another light: a table for each channel.
+
+    bytes.translate looks bytes up in a table several times faster than NumPy's indexing.
     """
-    N = len(images)
-    turns, mirrored = rng.integers(4, size=N), rng.integers(2, size=N)
-    tables = light_tables(N, rng)
-    new_images, new_labels = np.empty_like(images), np.empty_like(labels)
-    for n in range(N):
-        image, label = np.rot90(images[n], turns[n]), np.rot90(labels[n], turns[n])
-        if mirrored[n]:
-            image, label = image[:, ::-1], label[:, ::-1]
-        for channel in range(3):
-            plane = image[:, :, channel].tobytes().translate(tables[n, channel].tobytes())
-            new_images[n, :, :, channel] = np.frombuffer(plane, np.uint8).reshape(label.shape)
-        new_labels[n] = label
-    return new_images, new_labels
+    planes = [
+        np.frombuffer(pixels[..., channel].tobytes().translate(table.tobytes()), np.uint8)
+        for channel, table in enumerate(light_tables(1, rng)[0])
+    ]
+    return np.stack(planes, axis=-1).reshape(pixels.shape)
 
 
 def light_tables(N: int, rng: np.random.Generator) -> NDArray[np.uint8]:

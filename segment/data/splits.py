@@ -52,6 +52,25 @@ class Split:
             raise InputError(f"{path} is no split file: tile ids of train, val and test expected")
         return split
 
+    @classmethod
+    def of(cls, path: str | Path, tiles: Sequence[Tile]) -> "Split":
+        """The split that a file gives these tiles: it names tiles, pictures (city/stem), scenes
+        (city/scene) or whole cities, and the narrowest name counts. So it holds good for tiles of
+        another size, and for data that came later; tiles it does not name are left out.
+        """
+        named = cls.load(path)
+        part_of = {name: part for part in PARTS for name in named.parts[part]}
+        parts: dict[str, list[str]] = {part: [] for part in PARTS}
+        for tile in tiles:
+            ways = (tile.id, f"{tile.city}/{tile.stem}", f"{tile.city}/{tile.scene}", tile.city)
+            part = next((part_of[name] for name in ways if name in part_of), None)
+            if part is not None:
+                parts[part].append(tile.id)
+        empty = [part for part in PARTS if not parts[part]]
+        if empty:
+            raise InputError(f"{path} names no tile of the data for {', '.join(empty)}")
+        return cls(named.scenario, named.seed, {part: sorted(ids) for part, ids in parts.items()})
+
     def indices(self, tiles: Sequence[Tile], part: str) -> NDArray[np.intp]:
         """Where the tiles of a part stand in `tiles`, rising; InputError if one is not there."""
         places = {tile.id: index for index, tile in enumerate(tiles)}
@@ -64,16 +83,28 @@ class Split:
         return np.array(sorted(places[tile] for tile in self.parts[part]), dtype=np.intp)
 
 
+def scenario_or_file(text: str) -> str:
+    """The value of --split: the name of a scenario, or a file that `Split.of` reads."""
+    if text not in SCENARIOS and not Path(text).is_file():
+        raise ValueError(f"one of {', '.join(SCENARIOS)} or a split file was expected")
+    return text if text in SCENARIOS else str(Path(text).resolve())
+
+
 def make_split(tiles: Sequence[Tile], scenario: str, seed: int) -> Split:
     """Draw 15 % of the tiles for test, then 20 % of the rest for validation.
 
     random: single tiles (neighbours may part: an optimistic score); scene, city: whole ones, drawn
     until the share of tiles is met as closely as their sizes allow; inria: the scenes 1 to 5 of
     each city are the test part (as the authors of that data set advise), validation is drawn by
-    scene. The order of `tiles` has no say. InputError where a part would stay empty.
+    scene. The order of `tiles` has no say. Any other scenario is a file: see `Split.of`.
+    InputError where a part would stay empty.
     """
     if scenario not in SCENARIOS:
-        raise InputError(f"split {scenario}: one of {', '.join(SCENARIOS)} was expected")
+        if not Path(scenario).is_file():
+            raise InputError(
+                f"split {scenario}: one of {', '.join(SCENARIOS)} or a file was expected"
+            )
+        return Split.of(scenario, tiles)
     group = _GROUPS[_KINDS[scenario]]
     rng = np.random.default_rng(seed)
     sizes = Counter(group(tile) for tile in tiles)

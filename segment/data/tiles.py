@@ -1,8 +1,8 @@
-"""The tile store: scenes cut into tiles once, kept on the disk, read as if they were arrays.
+"""The tile store: scenes resampled once, kept on the disk, cut into tiles as they are asked for.
 
-A store is a folder in the cache: images.u8 and labels.u8 (the tiles, one after another),
-store.json (what they are) and digests.json (of these three). It is named by a digest of all it
-depends on: the bytes of every source, how they are read, the pixel size, the format. It is built
+A store is a folder in the cache: images.u8 and labels.u8 (the scenes, one after another, row by
+row), store.json (what they are) and digests.json (of these three). It is named by a digest of all
+it depends on: the bytes of every source, how they are read, the pixel size, the format. It is built
 under a lock in a folder beside it, which then gets its name; a damaged one is built again.
 
 Digests of gigabytes take their time, so each is remembered with the file's size, inode and times
@@ -16,18 +16,20 @@ import json
 import os
 import shutil
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.windows import Window
 
+from minicnn.backend import array_module
 from minicnn.files import atomic_write
 from segment.data.ground import working_shape
-from segment.data.labels import IGNORE, read_label
+from segment.data.labels import BACKGROUND, BUILDING, IGNORE, read_label
 from segment.data.rasters import SIDECARS, Reading, open_raster, read_pixels
 from segment.data.scenes import Scene
 from segment.errors import InputError
@@ -35,7 +37,8 @@ from segment.progress import progress
 from segment.storage.paths import default_cache, local
 
 TILE = 256
-_FORMAT = 1  # raise it whenever the same sources would give other bytes
+FULL = 254  # the coverage of a pixel that a building fills; IGNORE (255) says that nobody knows
+_FORMAT = 2  # raise it whenever the same sources would give other bytes
 FILES = ("images.u8", "labels.u8", "store.json")
 
 
@@ -55,14 +58,59 @@ class Tile:
 
 
 @dataclass(frozen=True)
+class Picture:
+    """A scene at the size that is worked at: pixels (H, W, 3), and how much of each is building.
+
+    coverage (H, W) runs from 0 to FULL; IGNORE where the label or the picture says nothing.
+    """
+
+    pixels: NDArray[np.uint8]
+    coverage: NDArray[np.uint8]
+
+    def cut(self, row: int, col: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """The square from (row, col) on; what lies outside the picture is black and ignored."""
+        height, width = self.coverage.shape
+        rows, cols = slice(max(row, 0), row + size), slice(max(col, 0), col + size)
+        pixels, coverage = self.pixels[rows, cols], self.coverage[rows, cols]
+        if coverage.shape == (size, size):
+            return pixels, coverage
+        pad = [
+            (max(-row, 0), max(row + size - height, 0)),
+            (max(-col, 0), max(col + size - width, 0)),
+        ]
+        return (
+            np.pad(pixels, [*pad, (0, 0)]),
+            np.pad(coverage, pad, constant_values=IGNORE),
+        )
+
+
+class Cuts:
+    """An array (T, ...) that is made as it is read: cuts[3], cuts[[3, 5]], for cut in cuts."""
+
+    def __init__(self, cut: Callable[[int], NDArray[np.uint8]], count: int) -> None:
+        self._cut, self._count = cut, count
+
+    def __len__(self) -> int:
+        return self._count
+
+    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+        chosen = np.arange(self._count)[index]
+        if np.ndim(chosen) == 0:
+            return self._cut(int(chosen))
+        return np.stack([self._cut(int(i)) for i in chosen])
+
+    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+        return map(self._cut, range(self._count))
+
+
+@dataclass(frozen=True)
 class TileStore:
-    """Memory-mapped images (T, 256, 256, 3) and labels (T, 256, 256), which hold 0, 1 and 255.
+    """Pictures, and the tiles of 256 pixels on the grid over each.
 
     pixel_size: metres on the ground; None where it is unknown or differs among the scenes.
     """
 
-    images: NDArray[np.uint8]
-    labels: NDArray[np.uint8]
+    pictures: dict[tuple[str, str], Picture]  # by city and stem
     tiles: list[Tile]
     pixel_size: float | None
     reading: Reading
@@ -70,6 +118,36 @@ class TileStore:
 
     def __len__(self) -> int:
         return len(self.tiles)
+
+    def picture(self, tile: Tile) -> Picture:
+        return self.pictures[tile.city, tile.stem]
+
+    @property
+    def images(self) -> Cuts:
+        """Pixels (T, 256, 256, 3)."""
+        return Cuts(lambda i: self._tile(i)[0], len(self))
+
+    @property
+    def coverage(self) -> Cuts:
+        """How much of each pixel is building, (T, 256, 256): see `Picture`."""
+        return Cuts(lambda i: self._tile(i)[1], len(self))
+
+    @property
+    def labels(self) -> Cuts:
+        """Labels (T, 256, 256): BACKGROUND, BUILDING where at least half of a pixel is, IGNORE."""
+        return Cuts(lambda i: classes(self._tile(i)[1]), len(self))
+
+    def _tile(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        tile = self.tiles[index]
+        return self.picture(tile).cut(tile.row, tile.col, TILE)
+
+
+def classes(coverage: Any) -> Any:
+    """BACKGROUND, BUILDING or IGNORE by coverage, on whatever device it is."""
+    xp = array_module(coverage)
+    building = (coverage >= FULL // 2) & (coverage != IGNORE)
+    kinds = xp.where(building, xp.uint8(BUILDING), xp.uint8(BACKGROUND))
+    return xp.where(coverage == IGNORE, xp.uint8(IGNORE), kinds)
 
 
 def tile_grid(height: int, width: int, size: int = TILE) -> list[tuple[int, int]]:
@@ -195,10 +273,9 @@ def _load(folder: Path) -> TileStore | None:
         bands, value_range = about["reading"]["bands"], about["reading"]["value_range"]
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    shape = (len(tiles), TILE, TILE)
+    images, labels = (np.memmap(file, np.uint8, "r") for file in files[:2])
     return TileStore(
-        np.memmap(files[0], np.uint8, "r", shape=(*shape, 3)),
-        np.memmap(files[1], np.uint8, "r", shape=shape),
+        dict(_pictures(images, labels, about["pictures"])),
         tiles,
         about["pixel_size"],
         Reading(bands and tuple(bands), value_range and tuple(value_range)),
@@ -206,28 +283,44 @@ def _load(folder: Path) -> TileStore | None:
     )
 
 
+def _pictures(
+    images: NDArray[np.uint8], labels: NDArray[np.uint8], shapes: Sequence[Any]
+) -> Iterator[tuple[tuple[str, str], Picture]]:
+    start = 0
+    for city, stem, height, width in shapes:
+        end = start + height * width
+        pixels = images[3 * start : 3 * end].reshape(height, width, 3)
+        yield (city, stem), Picture(pixels, labels[start:end].reshape(height, width))
+        start = end
+
+
 def _build(
     folder: Path, scenes: Sequence[Scene], reading: Reading, pixel_size: float | None
 ) -> None:
-    """Cut the tiles into a folder beside `folder`, then move it there; call it under the lock."""
+    """Write the store into a folder beside `folder`, then move it there; call it under the lock."""
     part = folder.with_suffix(".part")  # under the lock, a folder of this name is a dead builder's
     shutil.rmtree(part, ignore_errors=True)
     part.mkdir()
     try:
         files = [part / name for name in FILES]
         tiles: list[Tile] = []
+        shapes: list[tuple[str, str, int, int]] = []
         with files[0].open("wb") as images, files[1].open("wb") as labels:
             for scene in progress(scenes, len(scenes), "cutting tiles", "scene"):
-                for tile, image, label in _cut(scene, reading, pixel_size):
-                    images.write(image.tobytes())
-                    labels.write(label.tobytes())
-                    tiles.append(tile)
+                height = width = 0
+                for pixels, coverage in _rows(scene, reading, pixel_size):
+                    images.write(pixels.tobytes())
+                    labels.write(coverage.tobytes())
+                    tiles += _tiles(scene, height, coverage)
+                    height, width = height + len(coverage), coverage.shape[1]
+                shapes.append((scene.city, scene.stem, height, width))
             for file in (images, labels):
                 file.flush()
                 os.fsync(file.fileno())
         if not tiles:
             raise InputError(f"none of the {len(scenes)} scenes has a tile with a valid pixel")
         about = {
+            "pictures": shapes,
             "tiles": [astuple(tile) for tile in tiles],
             "pixel_size": pixel_size or _common_size(scenes),
             "reading": asdict(reading),
@@ -249,41 +342,53 @@ def _common_size(scenes: Sequence[Scene]) -> float | None:
     return sizes[len(sizes) // 2] if sizes and sizes[-1] <= 1.05 * sizes[0] else None
 
 
-def _cut(
+def _rows(
     scene: Scene, reading: Reading, pixel_size: float | None
-) -> Iterator[tuple[Tile, NDArray[np.uint8], NDArray[np.uint8]]]:
-    """Each tile of a scene with an image and a label; those without a valid pixel are left out."""
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
+    """A scene at the size to work at, a row of tiles at a time: pixels and coverage."""
     with open_raster(scene.image) as dataset:
-        shape = working_shape(dataset, scene.pixel_size, pixel_size)
-        height, width = max(shape[0], TILE), max(shape[1], TILE)
-        label = _padded(_resized(read_label(scene, dataset), shape), (height, width))
-        step = TILE * dataset.height / shape[0]  # source rows of a row of tiles
-        across = width * dataset.width / shape[1]
-        columns = [col for _, col in tile_grid(TILE, width)]
-        for number in range(height // TILE):
-            row = number * TILE
-            band = Window(0, number * step, across, step)
-            pixels, valid = read_pixels(dataset, reading, band, (TILE, width))
-            marked = np.where(valid, label[row : row + TILE], IGNORE)
-            for col in columns:
-                inside = slice(col, col + TILE)
-                if (marked[:, inside] != IGNORE).any():
-                    tile = Tile(scene.scene, scene.city, scene.stem, row, col)
-                    yield tile, pixels[:, inside], marked[:, inside]
+        height, width = working_shape(dataset, scene.pixel_size, pixel_size)
+        coverage = covered(read_label(scene, dataset), (height, width))
+        step = dataset.height / height  # source rows of a row
+        for row in range(0, height, TILE):
+            count = min(TILE, height - row)
+            band = Window(0, row * step, dataset.width, count * step)
+            pixels, valid = read_pixels(dataset, reading, band, (count, width))
+            yield pixels, np.where(valid, coverage[row : row + count], np.uint8(IGNORE))
 
 
-def _padded(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The label of a scene that is smaller than a tile: what lies outside it is ignored."""
-    rows, cols = (new - old for new, old in zip(shape, label.shape, strict=True))
-    return np.pad(label, ((0, rows), (0, cols)), constant_values=IGNORE)
+def _tiles(scene: Scene, row: int, coverage: NDArray[np.uint8]) -> list[Tile]:
+    """The whole tiles in a row of them, and one tile where the scene has less than that; those
+    without a valid pixel are left out."""
+    if row and len(coverage) < TILE:
+        return []
+    columns = range(0, max(coverage.shape[1] - TILE, 0) + 1, TILE)
+    valid = [col for col in columns if (coverage[:, col : col + TILE] != IGNORE).any()]
+    return [Tile(scene.scene, scene.city, scene.stem, row, col) for col in valid]
 
 
-def _resized(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
-    """The label at another size: each pixel takes the class found under its centre."""
-    if label.shape == shape:
-        return label
-    rows, cols = (
-        ((np.arange(new) + 0.5) * (old / new)).astype(int)
-        for new, old in zip(shape, label.shape, strict=True)
-    )
-    return label[rows][:, cols]
+def covered(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint8]:
+    """How much of each pixel a label (0, 1, 255) covers when brought to `shape`, of 0 ... FULL.
+
+    Each new pixel averages the area it lies on, over what is not to be ignored; where that is less
+    than half of it, it is ignored itself.
+    """
+    known = _averaged((label != IGNORE).astype(np.float32), shape)
+    building = _averaged((label == BUILDING).astype(np.float32), shape)
+    share = building / np.maximum(known, 1e-6)
+    return np.where(known < 0.5 - 1e-6, IGNORE, np.round(FULL * share)).astype(np.uint8)
+
+
+def _averaged(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
+    """The means over the cells of a grid of `shape` laid over the values, one axis at a time."""
+    for axis, new in enumerate(shape):
+        old = values.shape[axis]
+        if new == old:
+            continue
+        values = np.moveaxis(values, axis, 0)
+        sums = np.concatenate([np.zeros_like(values[:1], float), np.cumsum(values, 0, float)])
+        edges = np.linspace(0, old, new + 1)
+        below = np.minimum(edges.astype(int), old - 1)
+        at = sums[below] + (edges - below)[:, None] * values[below]
+        values = np.moveaxis((np.diff(at, axis=0) * (new / old)).astype(np.float32), 0, axis)
+    return values

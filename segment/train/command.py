@@ -20,9 +20,10 @@ from segment.cli import (
     positive,
     whole,
 )
+from segment.data.crops import CROP
 from segment.data.rasters import Reading
 from segment.data.scenes import find_scenes
-from segment.data.splits import SCENARIOS, make_split
+from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.command import evaluate_tiles, example, ranked
@@ -38,7 +39,8 @@ from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet
 
-AUTO_BATCH = 4  # many small steps learn faster from few tiles than few large ones
+AUTO_BATCH = 8  # crops; many small steps learn faster from few places than few large ones
+LR, LR_ON = 0.03, 0.004  # from random weights; going on from a trained model
 
 
 @dataclass(frozen=True)
@@ -49,7 +51,7 @@ class Settings:
     split: str = "scene"
     epochs: int = 30
     batch_size: int = AUTO_BATCH
-    lr: float = 1e-3
+    lr: float = LR
     patience: int = 15
     pixel_size: float | None = None
     seed: int = 0
@@ -109,16 +111,21 @@ def _parser() -> argparse.ArgumentParser:
     add_device(p)
     p.add_argument("--out", metavar="RUN", help="the run's folder; default: runs/<time>")
     p.add_argument(
-        "--split", choices=SCENARIOS, help=f"what is held out for testing; default: {d.split}"
+        "--split",
+        type=scenario_or_file,
+        metavar=f"{'|'.join(SCENARIOS)}|FILE",
+        help=f"what is held out for testing; default: {d.split}",
     )
     p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
         "--batch-size",
         type=_batch,
         metavar="N|auto",
-        help="tiles a step; auto: what fits the GPU's memory",
+        help="crops of 128 pixels a step; auto: what fits the GPU's memory",
     )
-    p.add_argument("--lr", type=positive, help=f"highest learning rate; default: {d.lr}")
+    p.add_argument(
+        "--lr", type=positive, help=f"highest learning rate; default: {LR}, with --init {LR_ON}"
+    )
     p.add_argument(
         "--patience",
         type=whole(1),
@@ -137,10 +144,10 @@ def _batch(text: str) -> int | str:
 
 
 def _auto_batch(device: str, free: int, ranks: int) -> int:
-    """Tiles a step: on a GPU what fits its free memory, within reason, and so on each rank's."""
+    """Crops a step: on a GPU what fits its free memory, within reason, and so on each rank's."""
     if device == "cpu":
         return AUTO_BATCH
-    batch = min(LARGEST_AUTO, largest_batch(UNet(), free))
+    batch = min(LARGEST_AUTO, largest_batch(UNet(), free, CROP))
     if batch == 0:
         raise InputError(_too_large(1, free))
     return batch * ranks
@@ -148,11 +155,11 @@ def _auto_batch(device: str, free: int, ranks: int) -> int:
 
 def _too_large(batch: int, free: int) -> str:
     net = UNet()
-    fits = min(largest_batch(net, free), batch - 1)
-    advice = f"--batch-size {fits} would fit" if fits > 0 else "not even one tile fits"
+    fits = min(largest_batch(net, free, CROP), batch - 1)
+    advice = f"--batch-size {fits} would fit" if fits > 0 else "not even one crop fits"
     return (
-        f"a batch of {batch} tiles takes {training_bytes(net, batch) / 2**30:.1f} GiB and the GPU "
-        f"has {free / 2**30:.1f} GiB free: {advice}"
+        f"a batch of {batch} crops takes {training_bytes(net, batch, CROP) / 2**30:.1f} GiB "
+        f"and the GPU has {free / 2**30:.1f} GiB free: {advice}"
     )
 
 
@@ -163,6 +170,8 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     if not folder.config.exists():
         if options.resume:
             print(f"{folder.home} holds no run yet: starting afresh")
+        if "init" in given:
+            given.setdefault("lr", LR_ON)
         return Settings(**given), False
     if not options.resume:
         raise InputError(

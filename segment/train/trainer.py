@@ -19,10 +19,10 @@ from numpy.typing import NDArray
 from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
-from minicnn.optim import Adam, Average, Cosine
-from segment.data.augment import augment
+from minicnn.optim import Average, Cosine, Muon
+from segment.data.crops import CROP, Crops
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE
-from segment.data.tiles import TileStore
+from segment.data.tiles import FULL, TILE, TileStore, classes
 from segment.errors import InputError
 from segment.evaluate.metrics import BINS, Confusion, calibrate, histogram
 from segment.interrupts import Terminated
@@ -136,21 +136,22 @@ class Trainer:
         self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
         self.read_every = 1 if device == "cpu" else READ_EVERY
         self.world = world or World()
-        self.batch_size = min(batch_size, len(parts["train"]))
+        self.crops = Crops(store, parts["train"])
+        self.batch_size = min(batch_size, len(self.crops))
         if self.batch_size % self.world.count:
             raise InputError(
-                f"a batch of {self.batch_size} tiles can't be shared by {self.world.count} ranks: "
+                f"a batch of {self.batch_size} crops can't be shared by {self.world.count} ranks: "
                 "choose a --batch-size that divides by their number"
             )
-        self.visits = visits([store.tiles[i].city for i in parts["train"]])
-        self.steps_per_epoch = -(-len(parts["train"]) // self.batch_size)
+        self.visits = visits(self.crops.cities)
+        self.steps_per_epoch = -(-len(self.crops) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
         self.average = Average(net)
         for each in (net, self.average.net):
             each.to(device)
             self.world.broadcast(net_arrays(each).values())
-        self.optimizer = Adam(net, lr)
+        self.optimizer = Muon(net, lr)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
         self.history: list[Row] = []
@@ -178,7 +179,7 @@ class Trainer:
         bar = progress(
             total=self.steps_per_epoch * self.batch_size,
             desc=f"epoch {self.epoch + 1}/{self.epochs}",
-            unit="tile",
+            unit="crop",
         )
         with bar:
             bar.update(self.sums.tiles)
@@ -205,33 +206,32 @@ class Trainer:
         )
 
     def batches(self) -> Iterator[np.ndarray]:
-        """This epoch's batches from `step` on, in random order, all of them full.
+        """This epoch's batches of cells from `step` on, in random order, all of them full.
 
-        A tile comes up `visits` times: the whole part of it for sure, the rest by chance.
+        A cell comes up `visits` times: the whole part of it for sure, the rest by chance.
         """
         rng = np.random.default_rng((self.seed, self.epoch))
         times = np.floor(self.visits + rng.random(len(self.visits))).astype(int)
-        order = rng.permutation(np.repeat(self.parts["train"], times))
+        order = rng.permutation(np.repeat(np.arange(len(self.crops)), times))
         order = np.resize(order, self.steps_per_epoch * self.batch_size)  # the end from the start
         for step in range(self.step, self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
     def augmented(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
-        """This rank's tiles and labels of this epoch's batches, each altered in its own way."""
-        for step, indices in enumerate(self.batches(), self.step):
-            own, _ = self.world.part(np.arange(len(indices)))
-            tiles = [self.altered(step, place, indices[place]) for place in own]
-            images, labels = zip(*tiles, strict=True)
-            yield np.concatenate(images), np.concatenate(labels)
+        """This rank's crops of this epoch's batches: pixels and coverage."""
+        for step, cells in enumerate(self.batches(), self.step):
+            own, _ = self.world.part(np.arange(len(cells)))
+            crops = [self.crop(step, place, cells[place]) for place in own]
+            images, coverages = zip(*crops, strict=True)
+            yield np.stack(images), np.stack(coverages)
 
-    def altered(self, step: int, place: int, tile: int) -> tuple[np.ndarray, np.ndarray]:
-        """The tile at a place in a batch: the same on whatever rank."""
-        rng = np.random.default_rng((self.seed, self.epoch, step, place))
-        return augment(self.store.images[[tile]], self.store.labels[[tile]], rng)
+    def crop(self, step: int, place: int, cell: int) -> tuple[np.ndarray, np.ndarray]:
+        """The crop at a place in a batch: the same on whatever rank."""
+        return self.crops.cut(cell, np.random.default_rng((self.seed, self.epoch, step, place)))
 
-    def train_step(self, images: Array, labels: Array) -> None:
+    def train_step(self, images: Array, coverage: Array) -> None:
         """One batch: forward, loss, backward, update. On a GPU nothing leaves it here."""
-        _, loss, dlogits, pixels = self.forward(images, labels, training=True)
+        _, loss, dlogits, pixels = self.forward(images, coverage, training=True)
         self.net.backward(dlogits)
         self.world.merge(self.net)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
@@ -240,19 +240,21 @@ class Trainer:
         self.sums.add(loss, self.batch_size, pixels)
 
     def forward(
-        self, images: Array, labels: Array, training: bool
+        self, images: Array, coverage: Array, training: bool
     ) -> tuple[Array, Array, Array, Array]:
         """This rank's logits, the loss over all ranks, its gradient for these logits, and the
         pixels right and wrong at p = 0.5 over all ranks.
 
-        The net itself is trained; what is validated is its average.
+        The net itself is trained; what is validated is its average. Labels are soft: the wanted
+        probability of a pixel at the edge of a building is the share of it that is building.
         """
-        x, labels = normalise(images), labels[..., None]
-        truth, valid = (labels == BUILDING).astype(x.dtype), (labels != IGNORE).astype(x.dtype)
+        x, coverage = normalise(images), coverage[..., None]
+        valid = (coverage != IGNORE).astype(x.dtype)
+        truth = coverage.astype(x.dtype) / FULL * valid
         net = self.net if training else self.average.net
         logits = net.forward(x, training=True) if training else net.predict(x)
         loss, dlogits = LOSS(logits, truth, valid=valid)
-        return logits, loss, dlogits, self.world.sum(_confusion(logits, labels))
+        return logits, loss, dlogits, self.world.sum(_confusion(logits, classes(coverage)))
 
     def check_finite(self, value: float) -> None:
         """A run that has diverged ends here, before anything is overwritten."""
@@ -267,23 +269,24 @@ class Trainer:
         """Loss and pixels over the validation tiles, and the threshold that suits them best."""
         sums, tiles = Sums(), self.parts["val"]
         counts: Array = np.zeros((2, BINS), np.int64)
-        batches = np.split(tiles, range(self.batch_size, len(tiles), self.batch_size))
+        size = self.world.count * max(1, self.batch_size * CROP**2 // (TILE**2 * self.world.count))
+        batches = np.split(tiles, range(size, len(tiles), size))
         parts = staged(map(self.part, batches), self.device)
-        for batch, (images, labels) in zip(batches, parts, strict=True):
-            logits, loss, _, pixels = self.forward(images, labels, training=False)
+        for batch, (images, coverage) in zip(batches, parts, strict=True):
+            logits, loss, _, pixels = self.forward(images, coverage, training=False)
             sums.add(loss, len(batch), pixels)
-            counts = counts + to_host(histogram(sigmoid(logits)[..., 0], labels))
+            counts = counts + to_host(histogram(sigmoid(logits)[..., 0], classes(coverage)))
             self.obey(stop)  # at step = steps_per_epoch: resumed, it validates
         sums.read()
         self.check_finite(sums.loss)
         return sums, calibrate(self.world.sum(counts))[0]
 
     def part(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-        """This rank's images and labels of some tiles; those that come again have no labels."""
+        """This rank's images and coverage of some tiles; those that come again have no labels."""
         own, again = self.world.part(tiles)
-        labels = self.store.labels[own]
-        labels[again] = IGNORE
-        return self.store.images[own], labels
+        coverage = self.store.coverage[own]
+        coverage[again] = IGNORE
+        return self.store.images[own], coverage
 
     def finish_epoch(self, row: Row, threshold: float) -> None:
         """Record an epoch. The best model is written first: `last` is what a resumed run trusts."""
