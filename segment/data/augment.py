@@ -10,8 +10,8 @@ from numpy.typing import NDArray
 from segment.data.labels import IGNORE
 
 ZOOM = 1.3  # a picture is shrunk or enlarged by up to this factor
-BRIGHTNESS = 0.2  # shift of all channels, as a part of the full range
-CONTRAST = 0.35  # factor about the middle grey is within 1 ± this
+BRIGHTNESS = 0.15  # shift of all channels, as a part of the full range
+CONTRAST = 0.3  # factor about the middle grey is within 1 ± this
 COLOUR = 0.1  # factor of each channel is within 1 ± this
 
 
