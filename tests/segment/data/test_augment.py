@@ -1,64 +1,69 @@
-"""Augmentation: image and label move together, light changes the image only, and by a table."""
+"""Augmentation: light by a table, zoom against interpolation written out, and no turning."""
 
 import numpy as np
+import pytest
 
-from segment.data.augment import augment, light_tables
-
-
-def numbered(N=40, S=8):
-    """Images whose first channel numbers the pixels, so that a move can be read off."""
-    numbers = np.arange(S * S, dtype=np.uint8).reshape(S, S)
-    return np.repeat(np.stack([numbers] * 3, axis=-1)[None], N, axis=0), numbers
+from segment.data.augment import ZOOM, light_tables, lit, zoomed, zoomed_size
+from segment.data.labels import IGNORE
 
 
-def symmetries(square):
-    """The eight, by coordinates: (i, j) goes to one of (±i, ±j), (±j, ±i)."""
-    for turned in (square, square.T):
-        for rows in (1, -1):
-            for cols in (1, -1):
-                yield turned[::rows, ::cols]
+def interpolated(values, size):
+    """Bilinear with pixel centres at i + 1/2, one value after the other."""
+    old = len(values)
+    out = np.empty((size, size, *values.shape[2:]))
+    for i in range(size):
+        for j in range(size):
+            y, x = (i + 0.5) * old / size - 0.5, (j + 0.5) * old / size - 0.5
+            y, x = min(max(y, 0), old - 1), min(max(x, 0), old - 1)
+            top, left = min(int(y), old - 2), min(int(x), old - 2)
+            dy, dx = y - top, x - left
+            out[i, j] = (
+                values[top, left] * (1 - dy) * (1 - dx)
+                + values[top, left + 1] * (1 - dy) * dx
+                + values[top + 1, left] * dy * (1 - dx)
+                + values[top + 1, left + 1] * dy * dx
+            )
+    return out
 
 
-def test_each_label_is_one_of_the_eight_symmetries_and_all_occur():
-    images, numbers = numbered(200)
-    labels = np.repeat(numbers[None], 200, axis=0)
-    _, moved = augment(images, labels, np.random.default_rng(0))
-    kinds = [[(label == kind).all() for kind in symmetries(numbers)] for label in moved]
-    assert all(sum(kind) == 1 for kind in kinds)
-    assert np.any(kinds, axis=0).all()
+@pytest.mark.parametrize("old", [9, 16, 21])
+def test_zoom_is_bilinear_and_takes_the_coverage_along(rng, old):
+    pixels = rng.integers(0, 256, (old, old, 3), dtype=np.uint8)
+    coverage = rng.integers(0, 255, (old, old), dtype=np.uint8)
+    seen, covered = zoomed(pixels, coverage, 16)
+    assert seen.dtype == covered.dtype == np.uint8
+    assert np.abs(seen - interpolated(pixels.astype(float), 16)).max() <= 0.51
+    assert np.abs(covered - interpolated(coverage.astype(float), 16)).max() <= 0.51
 
 
-def test_image_and_label_move_alike_and_the_light_is_one_table_a_channel(rng):
-    images = rng.integers(0, 256, (20, 16, 16, 3), dtype=np.uint8)
-    labels = images[..., 0]  # so the moved label says which value each pixel of the image had
-    got, moved = augment(images, labels, np.random.default_rng(1))
-    for image, label in zip(got, moved, strict=True):
-        for value in np.unique(label):
-            assert len(np.unique(image[label == value, 0])) == 1
-        values = np.unique(label)
-        light = np.array([image[label == value, 0][0] for value in values]).astype(int)
-        assert (np.diff(light) >= 0).all() and light.max() - light.min() > 100
+def test_what_touches_ignored_ground_is_ignored(rng):
+    coverage = np.full((10, 10), 200, np.uint8)
+    coverage[4, 4] = IGNORE
+    _, covered = zoomed(np.zeros((10, 10, 3), np.uint8), coverage, 16)
+    unknown = np.zeros((10, 10))
+    unknown[4, 4] = 1
+    assert ((covered == IGNORE) == (interpolated(unknown, 16) > 1 / 510)).all()
+    assert (covered[covered != IGNORE] == 200).all()
 
 
-def test_labels_keep_their_values_and_inputs_stay(rng):
-    images = rng.integers(0, 256, (6, 12, 12, 3), dtype=np.uint8)
-    labels = rng.choice(np.array([0, 1, 255], np.uint8), (6, 12, 12))
-    before = images.copy(), labels.copy()
-    got, moved = augment(images, labels, np.random.default_rng(2))
-    assert got.shape == images.shape and got.dtype == moved.dtype == np.uint8
-    assert (images == before[0]).all() and (labels == before[1]).all()
-    for label, old in zip(moved, labels, strict=True):
-        assert (np.sort(label, axis=None) == np.sort(old, axis=None)).all()
-    assert not np.shares_memory(got, images) and got.flags.c_contiguous and moved.flags.c_contiguous
+def test_zoom_is_as_often_in_as_out():
+    rng = np.random.default_rng(0)
+    sizes = np.array([zoomed_size(128, rng) for _ in range(4000)])
+    assert sizes.min() == round(128 / ZOOM) and sizes.max() == round(128 * ZOOM)
+    assert abs(np.log(sizes / 128).mean()) < 0.01
 
 
-def test_the_same_seed_gives_the_same_views_and_images_differ():
-    images, numbers = numbered(8)
-    labels = np.repeat(numbers[None] % 2, 8, axis=0)
-    one, two, other = (augment(images, labels, np.random.default_rng(s))[0] for s in (5, 5, 6))
-    assert (one == two).all() and (one != other).any()
-    assert len({image.tobytes() for image in one}) == 8
-    assert (one[..., 0] != one[..., 1]).any() and (one[..., 1] != one[..., 2]).any()
+def test_light_is_one_rising_table_a_channel_and_moves_nothing(rng):
+    pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
+    before = pixels.copy()
+    seen = lit(pixels, np.random.default_rng(1))
+    assert (pixels == before).all() and seen.shape == pixels.shape
+    for channel in range(3):
+        values = pixels[..., channel]
+        table = [np.unique(seen[..., channel][values == value]) for value in np.unique(values)]
+        assert all(len(found) == 1 for found in table)
+        assert (np.diff(np.concatenate(table).astype(int)) >= 0).all()
+    assert (seen[..., 0] != seen[..., 1]).any()
 
 
 def test_light_is_mild_and_centred():

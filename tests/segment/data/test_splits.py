@@ -162,3 +162,23 @@ def test_a_split_of_other_data_or_a_damaged_file_is_refused(tmp_path):
         path.write_text(text)
         with pytest.raises(InputError, match=r"split\.json"):
             Split.load(path)
+
+
+def test_a_file_places_what_it_names_and_the_narrowest_name_counts(tmp_path):
+    tiles = tiles_of({("a", 1): 4, ("a", 2): 2, ("b", 1): 2, ("c", 1): 3})
+    parts = {"train": ["a", "c/c1_1"], "val": ["a/a2"], "test": ["b/b1", "a/a1_0/0_0"]}
+    file = tmp_path / "split.json"
+    Split("held out", 3, parts).save(file)
+    split = make_split(tiles, str(file), seed=0)
+    assert split.parts["test"] == ["a/a1_0/0_0", "b/b1_0/0_0", "b/b1_1/0_256"]
+    assert split.parts["val"] == ["a/a2_0/0_0", "a/a2_1/0_256"]
+    assert split.parts["train"] == ["a/a1_0/0_512", "a/a1_1/0_256", "a/a1_1/0_768", "c/c1_1/0_256"]
+    assert (split.scenario, split.seed) == ("held out", 3)
+    assert Split.of(file, tiles[:-3]).parts["train"] == split.parts["train"][:3]  # c isn't there
+    with pytest.raises(InputError, match=r"split\.json names no tile of the data for val"):
+        make_split(tiles[:4] + tiles[6:], str(file), seed=0)
+
+
+def test_neither_a_scenario_nor_a_file_is_refused(tmp_path):
+    with pytest.raises(InputError, match="or a file was expected"):
+        make_split(tiles_of({("a", 1): 4}), str(tmp_path / "none.json"), seed=0)

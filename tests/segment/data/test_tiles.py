@@ -17,7 +17,15 @@ from pictures import UTM, mask, photograph, write_pair, write_picture
 from segment.data import tiles
 from segment.data.rasters import Reading, open_raster, read_pixels
 from segment.data.scenes import find_scenes
-from segment.data.tiles import TILE, default_cache, open_store, tile_grid
+from segment.data.tiles import (
+    FULL,
+    TILE,
+    classes,
+    covered,
+    default_cache,
+    open_store,
+    tile_grid,
+)
 from segment.errors import InputError
 
 BUILD = """
@@ -65,8 +73,8 @@ def test_the_grid_covers_all_but_the_remainder_once(height, width, size):
 
 def test_tiles_are_slices_of_the_pictures(folder, tmp_path):
     store = open_store(find_scenes([folder]), cache=tmp_path / "cache")
-    assert store.images.shape == (6, TILE, TILE, 3) and store.labels.shape == (6, TILE, TILE)
-    assert store.images.dtype == store.labels.dtype == np.uint8 and len(store) == 6
+    assert store.images[[0, 5]].shape == (2, TILE, TILE, 3) and len(store) == len(store.images) == 6
+    assert store.labels[:].shape == (6, TILE, TILE) and store.labels[3].dtype == np.uint8
     assert len({tile.id for tile in store.tiles}) == 6
     for tile, image, label in zip(store.tiles, store.images, store.labels, strict=True):
         at = np.s_[tile.row : tile.row + TILE, tile.col : tile.col + TILE]
@@ -74,7 +82,9 @@ def test_tiles_are_slices_of_the_pictures(folder, tmp_path):
         assert (label == (pixels_of(folder, "gt", tile.stem)[at] == 255)).all()
     assert store.tiles[-1].id == "austin/austin2/256_256"
     assert store.pixel_size == pytest.approx(0.3, rel=1e-3) and store.reading == Reading()
-    assert isinstance(store.images, np.memmap) and not store.images.flags.writeable
+    whole = store.picture(store.tiles[0]).pixels  # the remainder too, which crops may show
+    assert (whole == pixels_of(folder, "images", "austin1")).all()
+    assert isinstance(whole, np.memmap) and not whole.flags.writeable
 
 
 def test_a_pixel_size_resamples_the_scenes_that_have_one(tmp_path):
@@ -93,6 +103,23 @@ def test_a_pixel_size_resamples_the_scenes_that_have_one(tmp_path):
     assert (finer.labels[0] == (roofs.repeat(2, 0).repeat(2, 1)[:TILE, :TILE] == 255)).all()
 
 
+@pytest.mark.parametrize(("old", "new"), [((12, 10), (6, 5)), ((13, 9), (8, 4)), ((5, 6), (9, 12))])
+def test_coverage_averages_a_label_over_each_pixel(rng, old, new):
+    """Against the plain sum over a fine grid that both sizes divide."""
+    label = rng.choice(np.array([0, 1, 255], np.uint8), old, p=[0.5, 0.4, 0.1])
+    fine = label.repeat(new[0], 0).repeat(new[1], 1).astype(float)  # each old pixel in new x new
+    cells = fine.reshape(new[0], old[0], new[1], old[1])
+    known, building = (cells != 255).mean((1, 3)), (cells == 1).mean((1, 3))
+    expected = np.where(known < 0.5, 255, FULL * building / np.maximum(known, 1e-9))
+    assert np.abs(covered(label, new) - expected).max() <= 0.501
+    assert (classes(covered(label, new)) == 1).sum() > 0
+
+
+def test_half_a_pixel_of_building_is_building():
+    coverage = np.array([0, FULL // 2 - 1, FULL // 2, FULL, 255], np.uint8)
+    assert classes(coverage).tolist() == [0, 0, 1, 1, 255]
+
+
 def test_invalid_ground_is_ignored_and_empty_tiles_are_dropped(tmp_path):
     pixels, alpha = photograph(512, 512), np.full((512, 512), 255, np.uint8)
     alpha[:256, :256] = 0
@@ -101,8 +128,8 @@ def test_invalid_ground_is_ignored_and_empty_tiles_are_dropped(tmp_path):
     write_picture(tmp_path / "a1_gt.png", mask(512, 512), "PNG")
     store = open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
     assert [(tile.row, tile.col) for tile in store.tiles] == [(0, 256), (256, 0), (256, 256)]
-    assert (store.labels[0, :100] == 255).all() and (store.images[0, :100] == 0).all()
-    assert (store.labels[0, 100:] == (mask(512, 512)[100:256, 256:] == 255)).all()
+    assert (store.labels[0][:100] == 255).all() and (store.images[0][:100] == 0).all()
+    assert (store.labels[0][100:] == (mask(512, 512)[100:256, 256:] == 255)).all()
     write_picture(tmp_path / "a1.png", np.dstack([pixels, alpha * 0]), "PNG")
     with pytest.raises(InputError, match="valid"):
         open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
@@ -121,7 +148,7 @@ def test_a_scene_smaller_than_a_tile_is_one_whose_rest_is_ignored(tmp_path, pixe
     assert (store.labels[0][inside] != 255).all()
     with open_raster(scenes[0].image) as dataset:
         pixels, _ = read_pixels(dataset, shape=(height, width))
-    assert (store.images[0, :height, :width] == pixels).all()
+    assert (store.images[0][:height, :width] == pixels).all()
 
 
 def test_what_cannot_be_cut_is_refused(tmp_path):
@@ -167,7 +194,7 @@ def test_a_sidecar_that_changes_the_picture_changes_the_store(tmp_path):
     )
     Path(f"{image}.aux.xml").write_text(f"<PAMDataset>{bands}</PAMDataset>")
     second = open_store(find_scenes([tmp_path]), cache=tmp_path / "cache")
-    assert (first.labels != 255).all() and (second.labels == 255).any()
+    assert (first.labels[:] != 255).all() and (second.labels[:] == 255).any()
 
 
 @pytest.mark.parametrize("name", [*tiles.FILES, "digests.json", "checked.json"])
@@ -175,7 +202,7 @@ def test_a_sidecar_that_changes_the_picture_changes_the_store(tmp_path):
 def test_a_damaged_store_is_built_again(folder, tmp_path, name, damage):
     scenes, cache = find_scenes([folder]), tmp_path / "cache"
     store = open_store(scenes, cache=cache)
-    images, labels = np.array(store.images), np.array(store.labels)
+    images, labels = store.images[:], store.labels[:]
     path = cache / store.key / name
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     content = path.read_bytes()
@@ -188,7 +215,7 @@ def test_a_damaged_store_is_built_again(folder, tmp_path, name, damage):
     else:
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     again = open_store(scenes, cache=cache)
-    assert (again.images == images).all() and (again.labels == labels).all()
+    assert (again.images[:] == images).all() and (again.labels[:] == labels).all()
     assert again.tiles == store.tiles and again.key == store.key
 
 
