@@ -58,6 +58,14 @@ class Crops:
         pixels, coverage = zoomed(*picture.cut(place[0], place[1], side), CROP)
         return lit(pixels, rng), coverage
 
+    def still(
+        self, cell: int, rng: np.random.Generator
+    ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
+        """Pixels and coverage of the cell itself, in another light."""
+        tile, row, col = self.cells[cell]
+        pixels, coverage = self.store.picture(tile).cut(row, col, CROP)
+        return lit(pixels, rng), coverage
+
     @staticmethod
     def _inside(start: float, side: int, length: int) -> int:
         """The nearest start that keeps a crop in its picture, or a smaller picture in the crop."""
