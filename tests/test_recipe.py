@@ -38,7 +38,7 @@ def test_pytorch_learns_the_same_from_the_same_batches(store):
         assert np.linalg.norm(other["head.w"] - start["head.w"] - moved) < 0.1 * np.linalg.norm(
             moved
         )
-        np.testing.assert_allclose(other["encoder0.0.mean"], mine["encoder0.0.mean"], rtol=0.02)
+        np.testing.assert_allclose(other["encoder0.0.mean"], mine["encoder0.0.mean"], atol=5e-3)
     assert (ours[0]["head.w"] != ours[1]["head.w"]).any()
 
 

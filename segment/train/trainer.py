@@ -168,8 +168,8 @@ class Trainer:
                 started = time.monotonic()
                 self.train_epoch(stop)
                 row: Row = {"epoch": self.epoch + 1, **self.sums.row("train")}
-                validation, threshold = self.validate(stop)
-                row |= validation.row("val")
+                validation, threshold, iou = self.validate(stop)
+                row |= validation.row("val") | {"val_iou": iou}
                 row["seconds"] = round(time.monotonic() - started, 2)
                 self.finish_epoch(row, threshold)
                 print(self.describe(row), flush=True)
@@ -265,8 +265,9 @@ class Trainer:
                 "--lr may help"
             )
 
-    def validate(self, stop: Stop) -> tuple[Sums, float]:
-        """Loss and pixels over the validation tiles, and the threshold that suits them best."""
+    def validate(self, stop: Stop) -> tuple[Sums, float, float]:
+        """Loss and pixels over the validation tiles; the threshold that suits them best, and the
+        IoU it gives, by which the best epoch is chosen: it is the threshold that will be used."""
         sums, tiles = Sums(), self.parts["val"]
         counts: Array = np.zeros((2, BINS), np.int64)
         size = self.world.count * max(1, self.batch_size * CROP**2 // (TILE**2 * self.world.count))
@@ -279,7 +280,7 @@ class Trainer:
             self.obey(stop)  # at step = steps_per_epoch: resumed, it validates
         sums.read()
         self.check_finite(sums.loss)
-        return sums, calibrate(self.world.sum(counts))[0]
+        return sums, *calibrate(self.world.sum(counts))
 
     def part(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """This rank's images and coverage of some tiles; those that come again have no labels."""
