@@ -29,6 +29,7 @@ from benchmarks.report import FOLDER, machine, table, write
 from minicnn.checkpoint import net_arrays
 from minicnn.losses import Loss, bce_with_logits, soft_jaccard, total
 from minicnn.optim import NEWTON_SCHULZ, Adam, Muon, Optimizer
+from segment.data.crops import CROP
 from segment.data.labels import IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
@@ -141,7 +142,7 @@ class Student(Trainer):
             device="cpu",
         )
         self.recipe = recipe
-        self.steps_per_epoch = tiles * TILE**2 // (trainer.CROP**2 * self.batch_size)
+        self.steps_per_epoch = tiles * TILE**2 // (CROP**2 * self.batch_size)
         self.schedule = trainer.Cosine(recipe.lr, self.steps_per_epoch, self.steps_per_epoch // 50)
         self.optimizer = recipe.optimizer(net, recipe.lr)
 

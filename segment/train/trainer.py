@@ -20,9 +20,9 @@ from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
 from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Average, Cosine, Muon
-from segment.data.crops import CROP, Crops
+from segment.data.crops import Crops
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE
-from segment.data.tiles import FULL, TILE, TileStore, classes
+from segment.data.tiles import FULL, TileStore, classes
 from segment.errors import InputError
 from segment.evaluate.metrics import BINS, Confusion, calibrate, histogram
 from segment.interrupts import Terminated
@@ -34,6 +34,7 @@ from segment.train.ranks import World
 from segment.unet import UNet
 
 READ_EVERY = 50  # steps between two looks at how a GPU is doing, which it must be stopped for
+BATCH = 8  # tiles that are validated together
 SAVE_SECONDS = 300  # a run that is killed loses at most this much
 LOSS: Loss = total(bce_with_logits, soft_dice)
 
@@ -270,8 +271,7 @@ class Trainer:
         IoU it gives, by which the best epoch is chosen: it is the threshold that will be used."""
         sums, tiles = Sums(), self.parts["val"]
         counts: Array = np.zeros((2, BINS), np.int64)
-        size = self.world.count * max(1, self.batch_size * CROP**2 // (TILE**2 * self.world.count))
-        batches = np.split(tiles, range(size, len(tiles), size))
+        batches = np.split(tiles, range(BATCH, len(tiles), BATCH))
         parts = staged(map(self.part, batches), self.device)
         for batch, (images, coverage) in zip(batches, parts, strict=True):
             logits, loss, _, pixels = self.forward(images, coverage, training=False)

@@ -180,7 +180,7 @@ def test_ranks_without_an_mpi_library_are_an_error(start, tmp_path):
 
 def test_a_batch_that_does_not_divide_is_an_error(start, tmp_path):
     _, err = finish(start(tmp_path / "run", "--batch-size", "3"), code=2)
-    assert "3 tiles can't be shared by 2 ranks" in err and err.count("\n") == 1
+    assert "3 crops can't be shared by 2 ranks" in err and err.count("\n") == 1
 
 
 def test_divergence_ends_all_ranks_in_one_line(start, tmp_path):
