@@ -5,7 +5,9 @@ import secrets
 import shutil
 import signal
 import sys
+from collections import Counter
 from importlib import import_module
+from pathlib import Path
 
 import buckets
 import numpy as np
@@ -54,11 +56,13 @@ def xp(request):
 
 
 @pytest.fixture
-def cupy():
-    """CuPy itself, where there is a GPU.
+def cupy(request):
+    """CuPy itself, where there is a GPU; only for tests marked `gpu`.
 
     With MINICNN_REQUIRE_GPU set, a missing GPU fails instead of skipping.
     """
+    if not request.node.get_closest_marker("gpu"):
+        pytest.fail("this test needs a GPU and is not marked so: pytest.mark.gpu")
     cupy = _optional("cupy", "MINICNN_REQUIRE_GPU")
     if not cupy.is_available() and not os.environ.get("MINICNN_REQUIRE_GPU"):
         pytest.skip("no GPU")
@@ -134,6 +138,37 @@ def oracle():
 @pytest.fixture(scope="session")
 def torch(oracle):
     return oracle("torch")
+
+
+@pytest.fixture(scope="session")
+def photographs():
+    """The folder of real photographs; the test is skipped where MINICNN_PHOTOGRAPHS names none."""
+    if "MINICNN_PHOTOGRAPHS" not in os.environ:
+        pytest.skip("no photographs: MINICNN_PHOTOGRAPHS names no folder")
+    folder = Path(os.environ["MINICNN_PHOTOGRAPHS"])
+    if not folder.is_dir():
+        pytest.fail(f"MINICNN_PHOTOGRAPHS: {folder} is no folder")
+    return folder
+
+
+def pytest_collection_modifyitems(items):
+    """Who takes `photographs` or `torch` is marked so, and can be chosen by `pytest -m`."""
+    for item in items:
+        for name in {"photographs", "torch"} & set(getattr(item, "fixturenames", ())):
+            item.add_marker(name)
+
+
+def pytest_terminal_summary(terminalreporter):
+    """How many tests were skipped, by reason: a suite that skips much must say so."""
+    skipped = [report.longrepr for report in terminalreporter.stats.get("skipped", [])]
+    reasons = Counter(
+        said[2].removeprefix("Skipped: ") if isinstance(said, tuple) else str(said)
+        for said in skipped
+    )
+    if reasons:
+        terminalreporter.section("skipped, by reason")
+        for reason, count in reasons.most_common():
+            terminalreporter.line(f"{count:5} {reason}")
 
 
 @pytest.fixture(scope="session")

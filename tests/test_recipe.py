@@ -9,7 +9,8 @@ from minicnn.optim import Muon
 from segment.data.labels import IGNORE
 from segment.data.tiles import FULL, TILE, Picture, Tile, TileStore
 
-torch = pytest.importorskip("torch")
+pytestmark = pytest.mark.torch
+torch = pytest.importorskip("torch", reason="no PyTorch")
 recipe = pytest.importorskip("benchmarks.recipe")
 
 

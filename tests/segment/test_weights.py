@@ -15,7 +15,6 @@ from segment.model import BUNDLED, load_model
 from segment.synthetic.scenes import draw_scene
 
 CARD = (BUNDLED.parent / "README.md").read_text()
-REAL = Path(__file__).parents[3] / "shared/data"
 SETS = (
     "inria-crops", "china-cities", "banepa-nepal", "kampala-uganda/images_z19", "spacenet1-rio",
     "us-suburb-512",
@@ -45,10 +44,10 @@ def test_it_is_small_enough_to_ship():
 
 
 @pytest.mark.slow
-@pytest.mark.skipif(not REAL.is_dir(), reason="needs the photographs it was tested on")
-def test_its_card_gives_its_scores_in_places_it_was_not_trained_on(tmp_path):
+def test_its_card_gives_its_scores_in_places_it_was_not_trained_on(tmp_path, photographs):
     model = load_model()
-    store = open_store(find_scenes([REAL / name for name in SETS]), pixel_size=0.3, cache=tmp_path)
+    scenes = find_scenes([photographs / name for name in SETS])
+    store = open_store(scenes, pixel_size=0.3, cache=tmp_path)
     split = make_split(store.tiles, "scene", model.info.trained["seed"])
     tiles = split.indices(store.tiles, "test")
     counts = evaluate_tiles(model, store, tiles)

@@ -3,7 +3,6 @@
 import json
 import subprocess
 import sys
-from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -24,9 +23,6 @@ from segment.data.labels import read_label
 from segment.data.rasters import Reading, open_raster, read_pixels, write_raster
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
-
-REAL = Path(__file__).parents[3].parent / "shared" / "data"
-needs_real = pytest.mark.skipif(not REAL.is_dir(), reason="the real pictures are not here")
 
 
 def read(path, reading=None, **where):
@@ -569,14 +565,13 @@ def test_sites_csv_names_scenes(tmp_path):
         find_scenes([tmp_path / "cities"])
 
 
-@needs_real
 @pytest.mark.parametrize(("name", "images", "scenes", "cities"), [
     ("inria-crops", 55, 6, 3), ("china-cities", 1051, 693, 1), ("banepa-nepal", 32, 32, 1),
     ("kampala-uganda", 126, 6, 1), ("spacenet1-rio", 10, 10, 1), ("us-suburb-512", 6, 6, 1),
     ("banepa-nepal/mosaic", 1, 1, 1),
 ])  # fmt: skip
-def test_real_sets(name, images, scenes, cities):
-    found = find_scenes([REAL / name])
+def test_real_sets(photographs, name, images, scenes, cities):
+    found = find_scenes([photographs / name])
     assert len(found) == images
     assert len({(scene.city, scene.scene) for scene in found}) == scenes
     assert len({scene.city for scene in found}) == cities

@@ -25,7 +25,6 @@ from segment.unet import UNet
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
-BANEPA = Path(__file__).parents[3] / "../shared/data/banepa-nepal/mosaic/banepa1.tif"
 UTM = CRS.from_epsg(32645)
 PLACE = Affine(0.3, 0, 500_000, 0, -0.3, 3_000_000)
 LOCAL = CRS.from_wkt(
@@ -417,10 +416,10 @@ def test_memory_does_not_grow_with_the_scene(tmp_path):
     assert high < low + 25, f"{low:.0f} MB, then {high:.0f} MB"  # the photograph has 42 MB more
 
 
-@pytest.mark.skipif(not BANEPA.exists(), reason="needs ../shared/data, which is not published")
-def test_a_real_scene_keeps_its_place(tmp_path, model):
-    main([str(BANEPA), "--out", str(tmp_path / "mask.tif")])
-    with rasterio.open(BANEPA) as before, rasterio.open(tmp_path / "mask.tif") as after:
+def test_a_real_scene_keeps_its_place(tmp_path, model, photographs):
+    banepa = photographs / "banepa-nepal/mosaic/banepa1.tif"
+    main([str(banepa), "--out", str(tmp_path / "mask.tif")])
+    with rasterio.open(banepa) as before, rasterio.open(tmp_path / "mask.tif") as after:
         assert (after.crs, after.transform, after.shape) == (
             before.crs,
             before.transform,

@@ -23,7 +23,6 @@ from segment.train.trainer import visits
 from segment.unet import UNet
 
 ROOT = Path(__file__).parents[3]
-REAL = ROOT.parent / "shared/data/inria-crops"
 NARROW = """
 import functools, sys
 from segment import cli
@@ -230,7 +229,6 @@ def test_no_data_is_one_clear_line(tmp_path):
     assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
 
 
-@pytest.mark.skipif(not REAL.is_dir(), reason="the photographs of INRIA are not beside the project")
 def test_small_cities_come_up_more_often_but_not_as_often_as_large_ones():
     """By the root of their size: 900 and 100 tiles share an epoch as 3 to 1."""
     times = visits(["large"] * 900 + ["small"] * 100)
@@ -239,8 +237,9 @@ def test_small_cities_come_up_more_often_but_not_as_often_as_large_ones():
     assert (visits(["one"] * 7) == 1).all()
 
 
-def test_trains_on_real_photographs(train, tmp_path):
-    out, _ = finish(train("--data", REAL, "--epochs", "1", "--batch-size", "8"))
+def test_trains_on_real_photographs(train, tmp_path, photographs):
+    crops = photographs / "inria-crops"
+    out, _ = finish(train("--data", crops, "--epochs", "1", "--batch-size", "8"))
     assert "79 tiles" in out and "city austin" in out
     test = json.loads((tmp_path / "run/metrics.json").read_text())["test"]
     assert 0 < test["pooled"]["accuracy"] < 1
