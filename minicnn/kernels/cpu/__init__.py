@@ -1,6 +1,6 @@
 """The ops on NumPy arrays: to the fast kernels where these fit, else to the plain op.
 
-They fit float32, stride 1 and 'same' padding, kernels of 2, 3, 4 and images divisible by 4; for
+They fit float32, stride 1 and 'same' padding, and kernels of 2, 3, 4; for
 upsampling 4x4 with stride 2; for pooling 2x2; and 1x1 convolutions. `minicnn.ops` does the rest.
 
 Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see `feature_maps`.

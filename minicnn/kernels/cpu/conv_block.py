@@ -15,6 +15,7 @@ from typing import Any
 
 import numpy as np
 
+from minicnn.kernels.cpu.blocking import strips
 from minicnn.kernels.cpu.feature_maps import (
     BORDER,
     Gradient,
@@ -50,7 +51,6 @@ def fits(sources: list[Map], weights: BlockWeights, pad: Pad) -> bool:
     """Whether this module has an algorithm for that convolution, and may divide by gamma."""
     w, gamma = weights.w, weights.gamma
     K, (rows, columns) = len(w), pads(pad)
-    _, H, W, _ = sources[0].shape
     return (
         {w.dtype, *(x.dtype for x in sources)} == {np.dtype(np.float32)}
         and len({x.shape[:3] for x in sources}) == 1
@@ -58,7 +58,6 @@ def fits(sources: list[Map], weights: BlockWeights, pad: Pad) -> bool:
         and K in (2, 3, 4)
         and sum(rows) == sum(columns) == K - 1
         and min(*rows, *columns) >= 0
-        and H % OUTPUTS == W % OUTPUTS == 0
         and not (np.abs(gamma) <= FLAT).any()
     )
 
@@ -200,36 +199,33 @@ def _convolve(
     U: the weights at the points; or, for a small image, (w, scale of its inputs).
     """
     N, H, W, F = z.shape
-    K = how.K
-    strips = how.strips(H, N)
-    rows = OUTPUTS * strips
-    count = N * (H // rows)
-    results: list[Any] = [None] * count
+    K, cut = how.K, strips(N, H, how.strip_rows(N, H))
+    high = cut.rows // OUTPUTS
+    results: list[Any] = [None] * cut.count
     shifts = None if shift is None else row_of(shift, how.out_pitch)
 
     def points(j: int) -> list[np.ndarray]:
-        n, first = divmod(j * rows, H)
-        return _points(how, sources, n, first - top, strips, left)
+        n, first, _ = cut.place(j)
+        return _points(how, sources, n, first - top, high, left)
 
     def back(j: int, M: np.ndarray) -> None:
-        n, first = divmod(j * rows, H)
-        out = z[n, first : first + rows].reshape(rows, W * F)
-        target = out.reshape(strips, OUTPUTS, W * F)
+        n, first, last = cut.place(j)
+        out = z[n, first:last].reshape(-1, W * F)
         if shifts is not None:
-            M.reshape(-1, strips, how.out_pitch * F)[ONE] += shifts
-        from_points(M, K, strips, W * F, how.out_pitch * F, target, how.sets)
+            M.reshape(-1, high, how.out_pitch * F)[ONE] += shifts
+        from_points(M, K, high, W * F, how.out_pitch * F, out, how.sets)
         if finish is not None:
             results[j] = finish(out)
 
     if how.small:
-        tiles = strips * how.row_tiles
-        V = empty(how.P**2, count * tiles, how.C)
-        M = empty(how.P**2, count * tiles, F)
-        run(count, lambda j: how.tiled(points(j), strips, V, j * tiles))
+        tiles = high * how.row_tiles
+        V = empty(how.P**2, cut.count * tiles, how.C)
+        M = empty(how.P**2, cut.count * tiles, F)
+        run(cut.count, lambda j: how.tiled(points(j), high, V, j * tiles))
         how.products(V, U, M)
-        run(count, lambda j: back(j, how.untiled(M, strips, j * tiles)[0]))
+        run(cut.count, lambda j: back(j, how.untiled(M, high, j * tiles)[0]))
     else:
-        run(count, lambda j: back(j, how.multiply(points(j), U, strips)[0]))
+        run(cut.count, lambda j: back(j, how.multiply(points(j), U, high)[0]))
     return results
 
 
@@ -311,25 +307,20 @@ class _Backward:
         N, H, _, self.F = self.shape
         self.K, self.channels = len(cache.w), [x.shape[3] for x in self.sources]
         self.how = _method(self.sources, cache.w, backward=True)
-        self.strips = self.how.strips(H, N)
-        self.rows = OUTPUTS * self.strips
-        self.count = N * (H // self.rows)
+        self.cut = strips(N, H, self.how.strip_rows(N, H))
+        self.strips = self.cut.rows // OUTPUTS
         # A kernel turned around is padded the other way.
         self.below, self.right = self.K - 1 - self.top, self.K - 1 - self.left
         self.need_dx, self.masks = need_dx, need_dx and self.sources[0].of_block
         self.dx = [empty(*x.shape) for x in self.sources] if need_dx else []
-        self.slots = np.zeros((self.count, 2, self.channels[0]), np.float32)
+        self.slots = np.zeros((self.cut.count, 2, self.channels[0]), np.float32)
         self.scale = scale
         self.back, self.w = self.how.adjoint(cache.w)
 
-    def place(self, j: int) -> tuple[int, int]:
-        """The image that strip j is of, and its first row."""
-        return divmod(j * self.rows, self.shape[1])
-
     def dz(self, j: int) -> np.ndarray:
         """The gradient of the convolution, with the rows above and below that dx needs."""
-        n, first = self.place(j)
-        count, pitch = self.rows + self.K - 1, self.how.pitch
+        n, first, _ = self.cut.place(j)
+        count, pitch = self.cut.rows + self.K - 1, self.how.pitch
         return padded(self.source, n, first - self.below, count, self.right, pitch, "dz")
 
     def dz_points(self, dz: np.ndarray) -> np.ndarray:
@@ -345,18 +336,17 @@ class _Backward:
 
     def write_dx(self, j: int, Ms: list[np.ndarray]) -> None:
         """From the points to the sources' gradients."""
-        n, first = self.place(j)
+        n, first, last = self.cut.place(j)
         W, back = self.shape[2], self.back
         for dx, M, C in zip(self.dx, Ms, self.channels, strict=True):
-            out = dx[n, first : first + self.rows].reshape(self.strips, OUTPUTS, W * C)
+            out = dx[n, first:last].reshape(-1, W * C)
             from_points(M, self.K, self.strips, W * C, back.out_pitch * C, out, back.sets)
 
     def input_points(self, j: int) -> list[np.ndarray]:
         """The sources at the points; while the first is at hand, its gradient is masked."""
-        n, first = self.place(j)
+        n, first, last = self.cut.place(j)
         if self.masks:
-            last = first + self.rows
-            dx = self.dx[0][n, first:last].reshape(self.rows, -1)
+            dx = self.dx[0][n, first:last].reshape(last - first, -1)
             mask_and_sum(dx, self.sources[0], n, first, last, self.slots[j])
         return _points(self.how, self.sources, n, first - self.top, self.strips, self.left)
 
@@ -364,7 +354,7 @@ class _Backward:
 def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
     """Strip after strip, all steps while it is in cache; each lane sums its strips in order."""
     how, strips = work.how, work.strips
-    lanes = shares(work.count, LANES)
+    lanes = shares(work.cut.count, LANES)
     sums = how.sums(len(lanes))
     U = work.back.weights(work.w, work.scale) if work.need_dx else None
 
@@ -384,9 +374,9 @@ def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
     """All strips to the points, the products there, and back: weights are transformed once."""
     how, strips = work.how, work.strips
     tiles = strips * how.row_tiles
-    V, dM = (empty(how.P**2, work.count * tiles, c) for c in (how.C, how.F))
+    V, dM = (empty(how.P**2, work.cut.count * tiles, c) for c in (how.C, how.F))
     if work.need_dx:
-        Vz, M = (empty(how.P**2, work.count * tiles, c) for c in (how.F, how.C))
+        Vz, M = (empty(how.P**2, work.cut.count * tiles, c) for c in (how.F, how.C))
 
     def transform(j: int) -> None:
         dz = work.dz(j)
@@ -399,8 +389,8 @@ def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
             work.write_dx(j, work.back.untiled(M, strips, j * tiles))
         how.tiled(work.input_points(j), strips, V, j * tiles)
 
-    run(work.count, transform)
+    run(work.cut.count, transform)
     if work.need_dx:
         work.back.products(Vz, (work.w, work.scale), M)
-    run(work.count, finish)
+    run(work.cut.count, finish)
     return how.gradient(V, dM, factors)

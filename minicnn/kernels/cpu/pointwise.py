@@ -5,7 +5,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import band_rows
+from minicnn.kernels.cpu.blocking import bands
 from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import run, scratch
@@ -22,17 +22,17 @@ def conv2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, PointwiseC
     N, H, W, C = x.shape
     F = len(b)
     y, source = empty(N, H, W, F), x.activation()
-    rows = band_rows(H, W * C)
+    cut = bands(N, H, W * C)
 
     def band(j: int) -> None:
-        n, first = divmod(j * rows, H)
-        X = scratch("V0", rows, W * C)
-        source.read(n, first, first + rows, X)
-        out = y[n, first : first + rows].reshape(-1, F)
+        n, first, last = cut.place(j)
+        X = scratch("V0", last - first, W * C)
+        source.read(n, first, last, X)
+        out = y[n, first:last].reshape(-1, F)
         np.matmul(X.reshape(-1, C), w[0, 0], out=out)
         out += b
 
-    run(N * (H // rows), band)
+    run(cut.count, band)
     return y, PointwiseCache(x, w)
 
 
@@ -42,24 +42,23 @@ def conv2d_backward(dy: np.ndarray, cache: PointwiseCache) -> tuple[Any, np.ndar
     N, H, W, C = x.shape
     F = dy.shape[3]
     dx, source = empty(N, H, W, C), x.activation()
-    rows = band_rows(H, W * C)
-    count = N * (H // rows)
-    slots, dw = np.zeros((count, 2, C), np.float32), np.empty((count, C, F), np.float32)
-    db = np.empty((count, F), np.float32)
+    cut = bands(N, H, W * C)
+    slots, dw = np.zeros((cut.count, 2, C), np.float32), np.empty((cut.count, C, F), np.float32)
+    db = np.empty((cut.count, F), np.float32)
 
     def band(j: int) -> None:
-        n, first = divmod(j * rows, H)
-        X = scratch("V0", rows, W * C)
-        source.read(n, first, first + rows, X)
-        d = dy[n, first : first + rows].reshape(-1, F)
-        out = dx[n, first : first + rows].reshape(rows, W * C)
+        n, first, last = cut.place(j)
+        X = scratch("V0", last - first, W * C)
+        source.read(n, first, last, X)
+        d = dy[n, first:last].reshape(-1, F)
+        out = dx[n, first:last].reshape(len(X), W * C)
         np.matmul(d, w[0, 0].T, out=out.reshape(-1, C))
         np.matmul(X.reshape(-1, C).T, d, out=dw[j])
         np.sum(d, 0, out=db[j])
         if x.of_block:
-            mask_and_sum(out, x, n, first, first + rows, slots[j])
+            mask_and_sum(out, x, n, first, last, slots[j])
 
-    run(count, band)
+    run(cut.count, band)
     total = dw.sum(0, dtype=float).astype(np.float32)[None, None]
     result = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, total, db.sum(0, dtype=float).astype(np.float32)

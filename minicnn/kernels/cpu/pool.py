@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import band_rows
+from minicnn.kernels.cpu.blocking import bands
 from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import run, scratch
@@ -32,21 +32,21 @@ def max_pool2d(x: Map) -> tuple[Map, PoolCache]:
     """
     N, H, W, C = x.shape
     z = empty(N, H // 2, W // 2, C)
-    rows = band_rows(H, W * C, 2)
+    cut = bands(N, H, W * C, 2)
 
     def band(j: int) -> None:
-        n, first = divmod(j * rows, H)
-        X = x.band(n, first, first + rows)
-        taller = scratch("V1", rows // 2, W * C)
+        n, first, last = cut.place(j)
+        X = x.band(n, first, last)
+        taller = scratch("V1", len(X) // 2, W * C)
         np.maximum(X[::2], X[1::2], out=taller)
-        even, odd = scratch("V0", 2, rows // 2, W // 2 * C)
+        even, odd = scratch("V0", 2, len(X) // 2, W // 2 * C)
         for side, values in enumerate((even, odd)):
             pixels = values.view(np.dtype((np.void, 4 * C)))
             np.copyto(pixels, _columns(taller, C)[:, :, side])
-        out = z[n, first // 2 : (first + rows) // 2].reshape(rows // 2, -1)
+        out = z[n, first // 2 : (last) // 2].reshape(len(X) // 2, -1)
         np.maximum(even, odd, out=out)
 
-    run(N * (H // rows), band)
+    run(cut.count, band)
     return x.like(z), PoolCache(x, z)
 
 
@@ -57,18 +57,18 @@ def max_pool2d_backward(
     x = cache.x
     N, H, W, C = x.shape
     dx = empty(N, H, W, C)
-    rows = band_rows(H, W * C, 2)
-    slots = np.zeros((N * (H // rows), 2, C), np.float32)
+    cut = bands(N, H, W * C, 2)
+    slots = np.zeros((cut.count, 2, C), np.float32)
     pixel = np.dtype((np.void, 4 * C))
 
     def band(j: int) -> None:
-        n, first = divmod(j * rows, H)
-        half = slice(first // 2, (first + rows) // 2)
-        X = x.band(n, first, first + rows)
-        left = scratch("V0", rows // 2, W // 2 * C)  # of the gradient, not yet handed to a pixel
+        n, first, last = cut.place(j)
+        half = slice(first // 2, (last) // 2)
+        X = x.band(n, first, last)
+        left = scratch("V0", len(X) // 2, W // 2 * C)  # of the gradient, not yet handed to a pixel
         np.copyto(left, dy[n, half].reshape(left.shape))
         largest = cache.z[n, half].reshape(left.shape)
-        sides = scratch("V1", 2, rows, W // 2 * C)
+        sides = scratch("V1", 2, len(X), W // 2 * C)
         for side in (0, 1):
             np.copyto(sides[side].view(pixel), _columns(X, C)[:, :, side])
         for row in (0, 1):
@@ -78,13 +78,13 @@ def max_pool2d_backward(
                 values *= left
                 if (row, side) != (1, 1):
                     left -= values
-        out = dx[n, first : first + rows].reshape(rows, W * C)
+        out = dx[n, first:last].reshape(len(X), W * C)
         for side in (0, 1):
             np.copyto(_columns(out, C)[:, :, side], sides[side].view(pixel))
         if other is not None:
-            out += other[n, first : first + rows].reshape(rows, W * C)
+            out += other[n, first:last].reshape(len(X), W * C)
         if x.of_block:
-            mask_and_sum(out, x, n, first, first + rows, slots[j])
+            mask_and_sum(out, x, n, first, last, slots[j])
 
     run(len(slots), band)
     return Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx

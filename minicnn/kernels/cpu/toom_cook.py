@@ -18,7 +18,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from minicnn.kernels.cpu.threads import run
+from minicnn.kernels.cpu.threads import run, scratch
 
 OUTPUTS = 4  # made at a time, along the axis
 POINTS = (0.0, 1.0, -1.0, 2.0, -2.0, 0.5)  # small numbers: their powers are what costs digits
@@ -109,12 +109,17 @@ def from_points(
     offset: int = 0,
 ) -> None:
     """A^T down the columns: points (sets * P, strips, step), of which `length` values from
-    `offset` on, to rows out (strips, 4, length) of any strides. Sets of points are added up.
+    `offset` on, to rows out (4 strips, length) of any strides. Sets of points are added up. Rows
+    that `out` has no place for, because its image ends there, are left out.
     """
+    whole = len(out) == OUTPUTS * strips
+    rows = out if whole else scratch("rows", OUTPUTS * strips, length)
     P = sets * (taps + OUTPUTS - 1)
     source = strided(points, offset, (strips, P, length), (step, strips * step, 1))
     matrix = toom(taps).outputs if sets == 1 else toom(taps).twice
-    np.matmul(matrix, source, out=out)
+    np.matmul(matrix, source, out=rows.reshape(strips, OUTPUTS, length))
+    if not whole:
+        np.copyto(out, rows[: len(out)])
 
 
 def spread(

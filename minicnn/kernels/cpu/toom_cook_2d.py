@@ -16,7 +16,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor, share
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import run, scratch, shares
 from minicnn.kernels.cpu.toom_cook import OUTPUTS, strided, toom
@@ -45,16 +45,18 @@ class Tiles:
         self.K, self.inputs, self.outputs = K, tuple(inputs), tuple(outputs)
         self.C, self.F = sum(inputs), sum(outputs)
         self.P = K + OUTPUTS - 1
-        self.W, self.row_tiles = W, W // OUTPUTS
-        self.pitch, self.out_pitch = W + K - 1, W  # pixels from row to row
+        self.W, self.row_tiles = W, -(-W // OUTPUTS)
+        self.out_pitch = self.row_tiles * OUTPUTS  # pixels from row to row
+        self.pitch = self.out_pitch + K - 1
         self.small = W <= 32  # few pixels, large weights: all tiles of the batch at once
 
-    def strips(self, rows: int, images: int) -> int:
-        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
+    def strip_rows(self, images: int, rows: int) -> int:
+        """How many output rows to work on at a time, a multiple of 4."""
         values = self.P**2 * self.row_tiles * max(self.C, self.F)
         limit = min(LIMIT_BYTES // (4 * values), LIMIT_PRODUCTS // values)
         pieces = max(1, self.W // SPLIT) if self.small else PIECES
-        return largest_divisor(rows // OUTPUTS, min(limit, images * rows // OUTPUTS // pieces))
+        groups = -(-rows // OUTPUTS)
+        return OUTPUTS * share(groups, min(limit, images * groups // pieces))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> np.ndarray:
         """w (K, K, C, F), its inputs times `scale`, to (P * P, C, F)."""

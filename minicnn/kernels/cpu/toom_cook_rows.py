@@ -14,7 +14,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, LIMIT_PRODUCTS, PIECES, largest_divisor, share
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import scratch
 from minicnn.kernels.cpu.toom_cook import OUTPUTS, combine, strided, toom
@@ -70,13 +70,13 @@ class Windows:
         self.pitch = self.out_pitch = -(-(W + K - 1) // K) * K  # pixels from row to row
         self.sets = len(self.inputs)
 
-    def strips(self, rows: int, images: int) -> int:
-        """Groups of 4 output rows, out of `rows` of each image, to work on at a time."""
+    def strip_rows(self, images: int, rows: int) -> int:
+        """How many output rows to work on at a time, a multiple of 4."""
         C, F = sum(self.inputs), sum(self.outputs)
         in_cache = LIMIT_BYTES // (4 * self.P * self.pitch * (C + F))
         small_products = LIMIT_PRODUCTS // (self.pitch * max(self.inputs) * max(self.outputs))
-        pieces = images * rows // OUTPUTS // PIECES
-        return largest_divisor(rows // OUTPUTS, min(in_cache, small_products, pieces))
+        groups = -(-rows // OUTPUTS)
+        return OUTPUTS * share(groups, min(in_cache, small_products, images * groups // PIECES))
 
     def weights(self, w: np.ndarray, scale: np.ndarray) -> Weights:
         """w (K, K, C, F), its inputs times `scale`, to a (P, 1, 1, K * C, F) for each of its inputs

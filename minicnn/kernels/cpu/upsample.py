@@ -15,7 +15,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import LIMIT_BYTES, largest_divisor
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, share, strips
 from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import run, scratch
@@ -39,8 +39,7 @@ SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees it
 
 def fits(x: Map) -> bool:
     """Whether this is the way for what `upsample_small` can do too: docs/benchmarks/layers.md."""
-    _, H, W, _ = x.shape
-    return H % OUTPUTS == W % OUTPUTS == 0 and W > SMALL
+    return x.shape[2] > SMALL
 
 
 @dataclass(frozen=True)
@@ -60,25 +59,24 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     one = np.ones(C, np.float32)
     U = [how.weights(pair[list(rows)].reshape(TAPS, 2, C, 2 * F), one) for rows in SEES]
     bias = row_of(b, 2 * how.pitch)
-    strips = how.strips(H, N)
-    rows = OUTPUTS * strips
+    cut = strips(N, H, how.strip_rows(N, H))
+    high = cut.rows // OUTPUTS
 
     def strip(j: int) -> None:
-        n, first = divmod(j * rows, H)
-        X = padded(source, n, first - 1, rows + 2, 1, how.pitch, "x0")
+        n, first, last = cut.place(j)
+        X = padded(source, n, first - 1, cut.rows + 2, 1, how.pitch, "x0")
         step = X.shape[1]
         # (rows, even or odd, 2 W F)
-        out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
+        out = y[n, 2 * first : 2 * last].reshape(-1, 2, 2 * W * F)
         for odd in (0, 1):
-            V = scratch("V0", P * strips + 1, step)
+            V = scratch("V0", P * high + 1, step)
             V[-1] = 0
-            to_points(X, TAPS, strips, step, step, V, odd * step)
-            (M,) = how.multiply([V], U[odd], strips)
-            M.reshape(P, strips, -1)[ONE] += bias
-            target = out[:, odd].reshape(strips, OUTPUTS, 2 * W * F)
-            from_points(M, TAPS, strips, 2 * W * F, how.pitch * 2 * F, target, offset=F)
+            to_points(X, TAPS, high, step, step, V, odd * step)
+            (M,) = how.multiply([V], U[odd], high)
+            M.reshape(P, high, -1)[ONE] += bias
+            from_points(M, TAPS, high, 2 * W * F, how.pitch * 2 * F, out[:, odd], offset=F)
 
-    run(N * (H // rows), strip)
+    run(cut.count, strip)
     return y, UpCache(x, w)
 
 
@@ -94,36 +92,34 @@ def conv_transpose2d_backward(
     taps = [w[[0, 2]], w[[1, 3]]]
     U = [combine(toom(TAPS).filters, t).reshape(P, 1, 1, 4 * F, C) for t in taps]
     per_strip = 4 * P * (2 * pitch * F + pitch * C)
-    strips = largest_divisor(H // OUTPUTS, LIMIT_BYTES // per_strip)
-    rows, pixels = OUTPUTS * strips, strips * pitch
-    count = N * (H // rows)
-    groups = lanes(count, w.size)
+    high = share(-(-H // OUTPUTS), LIMIT_BYTES // per_strip)
+    cut, pixels = strips(N, H, OUTPUTS * high), high * pitch
+    groups = lanes(cut.count, w.size)
     dx = empty(N, H, W, C)
-    slots, db = np.zeros((count, 2, C), np.float32), np.zeros((count, F), np.float32)
+    slots, db = np.zeros((cut.count, 2, C), np.float32), np.zeros((cut.count, F), np.float32)
     sums = empty(len(groups), 2, P, 4 * F, C)
     incoming, source = Map(dy), x.activation()
 
     def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
-        n, first = divmod(j * rows, H)
-        dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, pitch, "dz")
+        n, first, last = cut.place(j)
+        dY = padded(incoming, n, 2 * first - 1, 2 * cut.rows + 2, 1, pitch, "dz")
         step = dY.shape[1]
-        V = scratch("V0", 2, P * strips + 1, step)
+        V = scratch("V0", 2, P * high + 1, step)
         V[:, -1] = 0
         for odd in (0, 1):
-            to_points(dY, TAPS, strips, step, 2 * step, V[odd], odd * step)
+            to_points(dY, TAPS, high, step, 2 * step, V[odd], odd * step)
         seen = [windows(v, P, 1, pixels, F, 4, 2) for v in V]
-        M = scratch("M0", 2, P * strips, pitch // 2 * C)
+        M = scratch("M0", 2, P * high, pitch // 2 * C)
         for v, u, m in zip(seen, U, M, strict=True):
             np.matmul(v, u, out=interleaved(m, P, 1, pixels // 2, C, 2))
-        out = dx[n, first : first + rows].reshape(rows, W * C)
-        target = out.reshape(strips, OUTPUTS, W * C)
-        from_points(M, TAPS, strips, W * C, pitch // 2 * C, target, sets=2)
-        X = padded(source, n, first, rows, 0, pitch // 2, "x0")
+        out = dx[n, first:last].reshape(-1, W * C)
+        from_points(M, TAPS, high, W * C, pitch // 2 * C, out, sets=2)
+        X = padded(source, n, first, cut.rows, 0, pitch // 2, "x0")
         if x.of_block:
-            mask_and_sum(out, x, n, first, first + rows, slots[j])
+            mask_and_sum(out, x, n, first, last, slots[j])
         step = X.shape[1]
-        dM = scratch("dM", P * strips, step)
-        spread(X, TAPS, strips, step, step, dM)
+        dM = scratch("dM", P * high, step)
+        spread(X, TAPS, high, step, step, dM)
         product = scratch("dU", P, 1, 2, 4 * F, C)
         for v, part in zip(seen, total, strict=True):
             np.matmul(v.swapaxes(3, 4), interleaved(dM, P, 1, pixels // 2, C, 2), out=product)
@@ -131,8 +127,8 @@ def conv_transpose2d_backward(
                 np.add.reduce(product, (1, 2), out=part)
             else:
                 part += np.add.reduce(product, (1, 2), out=scratch("dU sum", *part.shape))
-        ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
-        by_column = np.ones((1, 2 * rows), np.float32) @ ours
+        ours = dy[n, 2 * first : 2 * last].reshape(2 * (last - first), -1)
+        by_column = np.ones((1, len(ours)), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
     def group(i: int) -> None:

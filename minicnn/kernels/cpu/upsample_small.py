@@ -19,7 +19,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.kernels.cpu.blocking import LIMIT_BYTES, largest_divisor
+from minicnn.kernels.cpu.blocking import LIMIT_BYTES, share, strips
 from minicnn.kernels.cpu.feature_maps import Gradient, Map, mask_and_sum, padded, row_of
 from minicnn.kernels.cpu.memory import empty
 from minicnn.kernels.cpu.threads import run, scratch, shares
@@ -58,18 +58,19 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     U = empty(2, 2 * F, 4 * C)
     bias = row_of(b, 2 * W)
     in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
-    rows = largest_divisor(H, min(in_cache, N * H // 2))
+    cut = strips(N, H, share(H, min(in_cache, N * H // 2)))
 
     def matrix(r: int) -> None:
         np.copyto(U[r].reshape(2, F, 2, 2, C), taps[:, r].transpose(2, 3, 0, 1, 4))
 
     def strip(j: int) -> None:
-        n, first = divmod(j * rows, H)
+        n, first, last = cut.place(j)
+        rows = last - first
         X = padded(source, n, first - 1, rows + 2, 1, W + 2, "x0")
         step = X.shape[1]
         windows = scratch("V0", rows + 1, W + 1, 2, 2 * C)
         np.copyto(windows, strided(X, 0, windows.shape, (step, C, step, 1)))
-        out = y[n, 2 * first : 2 * (first + rows)].reshape(rows, 2, 2 * W * F)
+        out = y[n, 2 * first : 2 * last].reshape(rows, 2, 2 * W * F)
         for r in (0, 1):  # the upper outputs are those of the windows one row further down
             seeing = windows[1 - r : 1 - r + rows].reshape(-1, 4 * C)
             M = scratch("M0", rows, (W + 1) * 2 * F)
@@ -77,7 +78,7 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
             np.add(M[:, F:-F], bias, out=out[:, 1 - r])
 
     run(2, matrix)
-    run(N * (H // rows), strip)
+    run(cut.count, strip)
     return y, DirectCache(x, w)
 
 
@@ -90,32 +91,32 @@ def conv_transpose2d_backward(
     F = dy.shape[3]
     matrix = w.reshape(16 * F, C)
     in_cache = LIMIT_BYTES // (4 * W * (20 * F + C))
-    rows = largest_divisor(H, min(in_cache, N * H // 2))
-    count = N * (H // rows)
-    groups = lanes(count, w.size)
+    cut = strips(N, H, share(H, min(in_cache, N * H // 2)))
+    groups = lanes(cut.count, w.size)
     dx = empty(N, H, W, C)
-    slots, db = np.zeros((count, 2, C), np.float32), np.empty((count, F), np.float32)
+    slots, db = np.zeros((cut.count, 2, C), np.float32), np.empty((cut.count, F), np.float32)
     sums, dw = empty(len(groups), *matrix.shape), empty(*w.shape)
     incoming, source = Map(dy), x.activation()
 
     def strip(j: int, total: np.ndarray, first_of_group: bool) -> None:
-        n, first = divmod(j * rows, H)
+        n, first, last = cut.place(j)
+        rows = last - first
         dY = padded(incoming, n, 2 * first - 1, 2 * rows + 2, 1, 2 * W + 2, "dz")
         step = dY.shape[1]
         windows = scratch("V0", rows, W, 4, 4 * F)
         np.copyto(windows, strided(dY, 0, windows.shape, (2 * step, 2 * F, step, 1)))
         windows = windows.reshape(rows * W, 16 * F)
-        out = dx[n, first : first + rows].reshape(rows, W * C)
+        out = dx[n, first:last].reshape(rows, W * C)
         np.matmul(windows, matrix, out=out.reshape(-1, C))
         value = scratch("V1", rows, W * C)
-        source.read(n, first, first + rows, value)
+        source.read(n, first, last, value)
         if x.of_block:
-            mask_and_sum(out, x, n, first, first + rows, slots[j])
+            mask_and_sum(out, x, n, first, last, slots[j])
         product = total if first_of_group else scratch("dU", *matrix.shape)
         np.matmul(windows.T, value.reshape(-1, C), out=product)
         if not first_of_group:
             total += product
-        ours = dy[n, 2 * first : 2 * (first + rows)].reshape(2 * rows, -1)
+        ours = dy[n, 2 * first : 2 * last].reshape(2 * rows, -1)
         by_column = np.ones((1, 2 * rows), np.float32) @ ours
         np.add.reduce(by_column.reshape(-1, F), axis=0, out=db[j])
 
