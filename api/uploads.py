@@ -18,7 +18,8 @@ from api.errors import Problem, plain
 from api.headers import Excessive, check_header
 from api.settings import Settings
 from segment.data.ground import ground_pixel_size, working_shape
-from segment.data.rasters import open_raster, read_pixels
+from segment.data.rasters import open_raster
+from segment.data.reading import read_pixels
 from segment.errors import DiskFull, InputError
 from segment.model import ModelInfo
 

@@ -15,7 +15,8 @@ from typing import Any
 import numpy as np
 
 from segment.data.labels import IGNORE, read_label
-from segment.data.rasters import open_raster, read_pixels
+from segment.data.rasters import open_raster
+from segment.data.reading import read_pixels
 from segment.data.scenes import find_scenes
 from segment.data.tiles import TILE
 from segment.evaluate.examine import (

@@ -17,7 +17,8 @@ from PIL import Image
 from benchmarks.held_out import RIM, HeldOut, Score, arguments, setting
 from benchmarks.report import table, write
 from segment.data.labels import IGNORE
-from segment.data.rasters import Reading, open_raster, read_pixels, write_raster
+from segment.data.rasters import open_raster, write_raster
+from segment.data.reading import Reading, read_pixels
 from segment.model import Model
 from segment.predict.blending import WINDOW
 from segment.predict.scene import predict_scene

@@ -6,7 +6,7 @@ import signal
 import sys
 from collections.abc import Callable
 from pathlib import Path
-from typing import NoReturn
+from typing import Any, NoReturn
 
 from minicnn.backend import DeviceError
 from minicnn.checkpoint import CheckpointError
@@ -14,6 +14,7 @@ from segment import interrupts
 from segment.errors import InputError
 
 BAD_INPUT, INTERRUPTED, TERMINATED = 2, 130, 143
+AUTO = "auto"  # as --value-range
 
 
 def run(main: Callable[[list[str]], None]) -> NoReturn:
@@ -55,6 +56,14 @@ def _fail(sentence: str, code: int) -> NoReturn:
 class _Parser(argparse.ArgumentParser):
     """Says in one line what is wrong; the usage is for --help."""
 
+    def parse_known_args(self, args: Any = None, namespace: Any = None) -> Any:
+        """`--value-range auto` is one word where argparse counts two: it is given another."""
+        words: list[str] = []
+        for word in sys.argv[1:] if args is None else args:
+            auto = word == AUTO and words[-1:] == ["--value-range"]
+            words += [word, word] if auto else [word]
+        return super().parse_known_args(words, namespace)
+
     def error(self, message: str) -> NoReturn:
         _fail(f"error: {message} (see {self.prog} --help)", BAD_INPUT)
 
@@ -92,15 +101,31 @@ def add_reading(to: argparse.ArgumentParser) -> None:
         type=int,
         nargs=3,
         metavar="B",
-        help="bands to read as red, green, blue; default: the three that are not alpha",
+        help="bands to read as red, green, blue; default: those that the file or model names, "
+        "else the first three",
     )
     to.add_argument(
         "--value-range",
-        type=float,
+        type=_value_or_auto,
         nargs=2,
+        action=_ValueRange,
         metavar=("LOW", "HIGH"),
-        help="values that become 0 and 255, for rasters that are not 8-bit",
+        help="values that become 0 and 255, for rasters that are not 8-bit; auto: the 2nd and 98th "
+        "percentile of each scene",
     )
+
+
+def _value_or_auto(text: str) -> float | str:
+    return text if text == AUTO else float(text)
+
+
+class _ValueRange(argparse.Action):
+    """LOW HIGH, or `auto`, which `_Parser` has made two words."""
+
+    def __call__(self, parser: Any, to: argparse.Namespace, values: Any, name: Any = None) -> None:
+        if AUTO in values and values != [AUTO, AUTO]:
+            parser.error(f"argument {name}: expected LOW HIGH, or auto")
+        setattr(to, self.dest, AUTO if AUTO in values else values)
 
 
 def add_pixel_size(to: argparse.ArgumentParser) -> None:

@@ -11,7 +11,7 @@ import minicnn
 from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
-from segment.data.rasters import Reading
+from segment.data.reading import Reading
 from segment.storage.paths import AnyPath, local, to_path
 from segment.unet import UNet
 
@@ -64,6 +64,14 @@ class Model:
         """The model on "cpu" or "gpu"; its net moves, not copied."""
         self.net.to(device)
         return replace(self, device=device)
+
+    def reads(self, bands: Any = None, value_range: Any = None) -> "Model":
+        """The model, its net shared, for scenes of other bands or values than it was trained on.
+
+        bands: those that are red, green and blue; value_range: what becomes 0 and 255, or "auto".
+        """
+        reading = self.info.reading.but(bands, value_range)
+        return replace(self, info=replace(self.info, reading=reading))
 
     def predict(self, pixels: np.ndarray) -> np.ndarray:
         """Probability of a building per pixel: (N, H, W, 3) bytes -> (N, H, W) float32."""
@@ -126,9 +134,7 @@ def model_file(path: str | AnyPath | None) -> Path:
 def _info(about: dict[str, Any], file: Path) -> ModelInfo:
     try:
         fields = dict(about["model"])
-        read = fields.pop("reading").items()
-        reading = Reading(**{key: value and tuple(value) for key, value in read})
-        info = ModelInfo(reading=reading, **fields)
+        info = ModelInfo(reading=Reading.of(fields.pop("reading")), **fields)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file}: expected a model of segment, with its description"

@@ -19,7 +19,7 @@ with open("/proc/self/status") as status:
 """
 CUT = f"""
 import sys
-from segment.data.rasters import Reading
+from segment.data.reading import Reading
 from segment.data.scenes import find_scenes
 from segment.data.tiles import open_store
 store = open_store(find_scenes([sys.argv[1]]), Reading(), cache=sys.argv[2])

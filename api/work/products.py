@@ -19,7 +19,8 @@ from api.uploads import Source, in_plain_words
 from api.work.png import write_png
 from api.work.predictor import Predictor, Step
 from segment.data.ground import ground_pixel_size
-from segment.data.rasters import Window, open_raster, read_pixels
+from segment.data.rasters import Window, open_raster
+from segment.data.reading import read_pixels
 from segment.geo.footprints import Footprints, feature_collection, polygons, require_place
 from segment.plots import tinted
 from segment.predict.scene import Band, write_bands

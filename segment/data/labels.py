@@ -1,103 +1,200 @@
 """Labels, brought onto the pixels of their image: 0 background, 1 building, 255 ignore."""
 
-import json
-from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.enums import MaskFlags
-from rasterio.errors import CRSError
-from rasterio.features import bounds, rasterize
+from rasterio.enums import ColorInterp, Resampling
+from rasterio.features import bounds, rasterize, shapes
 from rasterio.io import DatasetReader
-from rasterio.warp import transform_geom
+from rasterio.transform import Affine, array_bounds
+from rasterio.warp import reproject, transform_bounds, transform_geom
 
-from segment.data.ground import WGS84
-from segment.data.rasters import colour_bands, driver_of, naming, open_raster
+from segment.data.ground import HALF_A_PIXEL, WGS84, place_of, same_crs
+from segment.data.polygons import read_polygons
+from segment.data.rasters import driver_of, naming, open_raster
+from segment.data.reading import marked_valid
 from segment.data.scenes import Scene
 from segment.errors import InputError
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
+_PLANE = CRS.from_epsg(3857)  # stands in where neither image nor label says which plane it is
 
 
-def read_label(scene: Scene, like: DatasetReader) -> NDArray[np.uint8]:
+class Elsewhere(InputError):
+    """A label that lies wholly beside its image: of another place, or placed wrongly."""
+
+
+def read_label(
+    scene: Scene, like: DatasetReader, notes: list[str] | None = None
+) -> NDArray[np.uint8]:
     """The label of a scene, (H, W) like its opened image: 0 background, 1 building, 255 ignore.
 
-    A raster label holds 0 and 1, or 0 and 255; its nodata value means nothing (real masks declare
-    0 or 1 as nodata), its mask band or alpha marks what to ignore. Anything else is GeoJSON:
-    a pixel is building where its centre lies in a polygon. Raises InputError.
+    A raster label holds 0 and 1, 0 and 255, black and another colour, or 0 and the numbers of
+    single buildings; its nodata value means nothing (real masks declare 0 or 1 as nodata), its mask
+    band or alpha marks what to ignore. Where label and image both have a place, and not the same
+    one to half a pixel, the label is warped onto the image; what it doesn't cover is ignored.
+    Of polygons (see `read_polygons`), a pixel is building where its centre lies in one.
+    What a person should know is added to `notes`. Raises InputError, and Elsewhere.
     """
     if scene.label is None:
         raise InputError(f"{scene.image} has no mask")
     if driver_of(scene.label) is None:
-        return _rasterised(scene.label, like)
+        return _rasterised(scene.label, like, [] if notes is None else notes)
     with open_raster(scene.label) as dataset, naming(dataset):
-        if dataset.shape != like.shape:
-            raise InputError(
-                f"{scene.label} is {dataset.width} x {dataset.height} pixels, "
-                f"but its image {scene.image} is {like.width} x {like.height}"
-            )
-        values = dataset.read(colour_bands(dataset))
-        ignored = (
-            dataset.dataset_mask() < 128
-            if MaskFlags.per_dataset in dataset.mask_flag_enums[0]
-            else np.zeros(dataset.shape, bool)
+        label = np.where(marked_valid(dataset), _buildings(dataset), IGNORE).astype(np.uint8)
+        (crs, transform), (image_crs, image_transform) = place_of(dataset), place_of(like)
+    if transform and image_transform:
+        same = same_crs(crs, image_crs) or not (crs and image_crs)
+        if same and label.shape == like.shape and _agree(transform, image_transform, like.shape):
+            return label
+        planes = (image_crs or crs or _PLANE, crs or image_crs or _PLANE)
+        return _warped(label, transform, image_transform, planes, (scene, like))
+    if label.shape != like.shape:
+        height, width = label.shape
+        raise InputError(
+            f"{scene.label} is {width} x {height} pixels, "
+            f"but its image {scene.image} is {like.width} x {like.height}"
         )
-    building = values[0] != 0
-    top = values[0].max()
-    if (values != values[0]).any() or top not in (0, 1, 255) or (values[0][building] != top).any():
-        raise InputError(f"{scene.label} is no mask: values 0 and 1, or 0 and 255, were expected")
-    return np.where(ignored, IGNORE, building).astype(np.uint8)
-
-
-def _rasterised(path: Path, like: DatasetReader) -> NDArray[np.uint8]:
-    polygons, crs = _read_polygons(path)
-    label = np.zeros(like.shape, np.uint8)
-    if like.crs is None:
-        raise InputError(f"{like.name} has no CRS, so the polygons of {path} have no place on it")
-    if polygons:
-        placed = transform_geom(crs, like.crs, polygons)
-        rasterize(placed, out=label, transform=like.transform, default_value=BUILDING)
     return label
 
 
-def _read_polygons(path: Path) -> tuple[list[Any], CRS]:
-    """The polygons of a GeoJSON file and their CRS: WGS 84, or what an old-style `crs` names."""
-    try:
-        collection = json.loads(path.read_bytes())
-        named = collection.get("crs")
-        crs = CRS.from_user_input(named["properties"]["name"]) if named else WGS84
-        shapes = [feature["geometry"] for feature in collection["features"]]
-        shapes = [shape for shape in shapes if shape and shape.get("coordinates") != []]
-    except (ValueError, KeyError, TypeError, AttributeError, CRSError) as error:
-        raise InputError(f"{path} is neither a picture nor a GeoJSON FeatureCollection") from error
-    for shape in shapes:
-        if not _is_area(shape):
-            kind = shape.get("type")
-            raise InputError(f"{path} holds a faulty shape or a {kind}: polygons were expected")
-        west, south, east, north = bounds(shape)
-        if crs.is_geographic and not (-360 <= west <= east <= 360 and -90 <= south <= north <= 90):
-            raise InputError(f"{path} has no longitudes and latitudes, and names no other CRS")
-    return shapes, crs
+# ---------------------------------------------------------------- rasters
 
 
-def _is_area(shape: Any) -> bool:
-    """Whether a geometry is a polygon, or several, down to each number: GDAL crashes on others."""
-    coordinates = shape.get("coordinates")
-    if shape.get("type") == "MultiPolygon":
-        return _each(_is_polygon, coordinates, least=1)
-    return shape.get("type") == "Polygon" and _is_polygon(coordinates)
+def _buildings(dataset: DatasetReader) -> NDArray[np.bool_]:
+    """Where a mask says that there is a building; InputError if it is no mask."""
+    kinds = dataset.colorinterp
+    bands = [band for band, kind in enumerate(kinds, start=1) if kind != ColorInterp.alpha]
+    values = dataset.read(bands)
+    first = values[0]
+    if not (values != first).any():
+        if kinds[0] == ColorInterp.palette:
+            return _by_palette(first, dataset)
+        building, top = first != 0, first.max()
+        if top in (0, 1, 255) and (first[building] == top).all():
+            inverted = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
+            return ~building if inverted else building
+        if first.dtype.kind in "ui" and _numbers_buildings(first):
+            return building
+    raise InputError(
+        f"{dataset.name} is no mask: values 0 and 1, or 0 and 255, were expected "
+        "(or 0 and the numbers of single buildings)"
+    )
 
 
-def _is_polygon(rings: Any) -> bool:
-    return _each(lambda ring: _each(_is_position, ring, least=4), rings, least=1)
+def _by_palette(values: NDArray[Any], dataset: DatasetReader) -> NDArray[np.bool_]:
+    """A palette's black is background and its one other colour building, whatever their numbers."""
+    palette = dataset.colormap(1)
+    colours = {value: palette.get(value, (0, 0, 0))[:3] for value in np.unique(values).tolist()}
+    black = [value for value, colour in colours.items() if max(colour) == 0]
+    others = {colour for colour in colours.values() if max(colour) > 0}
+    if len(others) > 1 or (not black and others != {(255, 255, 255)}):
+        raise InputError(
+            f"{dataset.name} is no mask: its palette shows {len(colours)} colours, where black and "
+            "one other were expected"
+        )
+    return ~np.isin(values, black)
 
 
-def _is_position(point: Any) -> bool:
-    return _each(lambda x: type(x) in (int, float) and abs(x) < 1e300, point, least=2)
+def _numbers_buildings(values: NDArray[Any]) -> bool:
+    """Whether values other than 0 number single buildings: each in about one piece.
+
+    A photograph, an antialiased mask or a map of classes has many pieces of each value.
+    """
+    if (values < 0).any() or not (values == 0).any():
+        return False
+    beside = (values[:, 1:] != 0) & (values[:, :-1] != 0)
+    equal = beside & (values[:, 1:] == values[:, :-1])
+    if 2 * np.count_nonzero(equal) < np.count_nonzero(beside):
+        return False
+    numbers, index = np.unique(values, return_inverse=True)
+    index = index.reshape(values.shape).astype(np.int32)
+    pieces = sum(1 for _ in shapes(index, mask=values != 0, connectivity=8))
+    return pieces <= 2 * (len(numbers) - 1)
 
 
-def _each(test: Callable[[Any], bool], items: Any, least: int) -> bool:
-    return isinstance(items, list) and len(items) >= least and all(map(test, items))
+def _agree(one: Affine, other: Affine, shape: tuple[int, int]) -> bool:
+    """Whether two transforms place the corners of a picture within half a pixel."""
+    height, width = shape
+    corners = [(col, row) for row in (0, height) for col in (0, width)]
+    places = [(~other @ (one @ corner), corner) for corner in corners]
+    return all(max(abs(col - x), abs(row - y)) <= HALF_A_PIXEL for (col, row), (x, y) in places)
+
+
+def _warped(
+    label: NDArray[np.uint8],
+    transform: Affine,
+    onto: Affine,
+    planes: tuple[CRS, CRS],
+    of: tuple[Scene, DatasetReader],
+) -> NDArray[np.uint8]:
+    """The label on the image's grid, each pixel that which lies under its centre."""
+    scene, like = of
+    warped = np.full(like.shape, IGNORE, np.uint8)
+    reproject(
+        label,
+        warped,
+        src_transform=transform,
+        src_crs=planes[1],
+        src_nodata=IGNORE,
+        dst_transform=onto,
+        dst_crs=planes[0],
+        dst_nodata=IGNORE,
+        resampling=Resampling.nearest,
+    )
+    if (warped == IGNORE).all() and not (label == IGNORE).all():
+        raise Elsewhere(f"{scene.label} lies elsewhere than its image {scene.image}")
+    return warped
+
+
+# ---------------------------------------------------------------- polygons
+
+
+def _rasterised(path: Path, like: DatasetReader, notes: list[str]) -> NDArray[np.uint8]:
+    found = read_polygons(path)
+    crs, transform = place_of(like)
+    label = np.zeros(like.shape, np.uint8)
+    if crs is None or transform is None:
+        raise InputError(f"{like.name} has no CRS, so the polygons of {path} have no place on it")
+    if note := found.note(path):
+        notes.append(note)
+    if not found.shapes:
+        return label
+    placed = transform_geom(found.crs, crs, found.shapes)
+    image = array_bounds(*like.shape, transform)
+    if crs.is_geographic:
+        placed = [_turned(shape, (image[0] + image[2]) / 2) for shape in placed]
+    boxes = np.array([bounds(shape) for shape in placed])
+    if not _meet((*boxes[:, :2].min(axis=0), *boxes[:, 2:].max(axis=0)), image):
+        swapped = _swapped(found.shapes, found.crs, crs, image)
+        hint = ": latitude seems to stand before longitude in it" if swapped else ""
+        raise Elsewhere(f"{path} lies elsewhere than its image {like.name}{hint}")
+    rasterize(placed, out=label, transform=transform, default_value=BUILDING)
+    if not any(_meet(tuple(box), image) for box in boxes):
+        notes.append(f"{path}: none of its polygons meets its image {like.name}")
+    return label
+
+
+def _meet(one: Any, other: Any) -> bool:
+    west, south, east, north = one
+    return bool(west < other[2] and other[0] < east and south < other[3] and other[1] < north)
+
+
+def _turned(shape: Any, near: float) -> Any:
+    """A polygon of degrees, by whole turns brought near a longitude: an image may be on a grid of
+    0 to 360 degrees, or reach over 180."""
+    turn = 360 * round((near - bounds(shape)[0]) / 360)
+    rings = [[(x + turn, y) for x, y, *_ in ring] for ring in shape["coordinates"]]
+    return {"type": "Polygon", "coordinates": rings}
+
+
+def _swapped(polygons: list[Any], crs: CRS, to: CRS, image: Any) -> bool:
+    """Whether polygons of degrees would meet the image with their coordinates exchanged."""
+    if not crs.is_geographic:
+        return False
+    image = transform_bounds(to, WGS84, *image)
+    boxes = map(bounds, polygons)
+    return any(_meet((south, west, north, east), image) for west, south, east, north in boxes)

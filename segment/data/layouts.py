@@ -6,11 +6,12 @@ import re
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
+from segment.data.polygons import SUFFIXES
 from segment.errors import InputError
 from segment.storage.paths import AnyPath, join, local
 
 _RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png"}
-_POLYGONS = {".geojson", ".json"}
+_POLYGONS = {*SUFFIXES}
 
 
 @dataclass(frozen=True)
@@ -27,18 +28,18 @@ class Pair:
 def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
     """The pairs in a folder or a CSV file (or, unlabelled, one picture); InputError for none.
 
-    A folder holds `images*` folders, each beside a `gt*` or `masks*` of the same ending (at most
-    two folders down: `train/images` and `train/gt` are INRIA's), paired by stem, a sites.csv (tile,
-    site) beside them naming scenes; or files NAME.* with NAME_gt.*, NAME_mask.* or NAME.geojson;
-    or it is an `images*` folder itself. A CSV has the columns image, mask, scene, city, pixel_size,
-    of which image and mask must be there; its paths count from its folder.
+    A folder holds `images*` folders, each beside a `gt*`, `masks*` or `labels*` of the same ending
+    (at most two folders down: `train/images` and `train/gt` are INRIA's), paired by stem, a
+    sites.csv (tile, site) beside them naming scenes; or files NAME.* with NAME_gt.*, NAME_mask.* or
+    NAME.geojson; or it is an `images*` folder itself. A CSV has the columns image, mask, scene,
+    city, pixel_size, of which image and mask must be there; its paths count from its folder.
     """
     if path.is_dir():
         pairs = _in_folders(path, labelled) or _in_flat_folder(path, labelled)
         if not pairs and labelled:
             raise InputError(
-                f"{path} holds no pair of a picture and a mask: expected images/ beside gt/ or "
-                "masks/, or NAME.tif beside NAME_gt.tif, or a CSV file that lists the pairs"
+                f"{path} holds no pair of a picture and a mask: expected images/ beside gt/, "
+                "masks/ or labels/, or NAME.tif beside NAME_gt.tif, or a CSV file of the pairs"
             )
         if not pairs:
             raise InputError(f"{path} holds no picture (.tif, .jpg, .png), nor does its images/")
@@ -58,7 +59,7 @@ def _in_folders(path: AnyPath, labelled: bool) -> list[Pair]:
     pairs: list[Pair] = []
     for folder in folders:
         home, ending = folder.resolve().parent, folder.resolve().name.removeprefix("images")
-        beside = [home / f"{name}{ending}" for name in ("gt", "masks")]
+        beside = [home / f"{name}{ending}" for name in ("gt", "masks", "labels")]
         labels = next((other for other in beside if other.is_dir()), None)
         if labelled and labels is None:
             continue  # INRIA's test/images has none, by intent
@@ -68,7 +69,7 @@ def _in_folders(path: AnyPath, labelled: bool) -> list[Pair]:
 
 
 def _in_flat_folder(path: AnyPath, labelled: bool) -> list[Pair]:
-    pictures, polygons = _files(path, _RASTERS), _files(path, {".geojson"})
+    pictures, polygons = _files(path, _RASTERS), _files(path, _POLYGONS - {".json"})
     masks = [file for file in pictures if file.stem.endswith(("_gt", "_mask"))]
     images = [file for file in pictures if file not in masks]
     if labelled and not masks + polygons:

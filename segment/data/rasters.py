@@ -1,17 +1,15 @@
-"""Rasters, opened by their content (never their name), read as 8-bit RGB, written whole or not.
+"""Rasters, opened by their content (never their name), and written whole or not at all.
 
 Every raster of the application is opened here, with three drivers only, so that no file can make
 GDAL open another one.
 """
 
 import logging
-import math
 import tempfile
 import time
 import warnings
 from collections.abc import Callable, Iterator, Mapping
 from contextlib import contextmanager, suppress
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -20,7 +18,6 @@ import rasterio
 import rasterio.shutil
 from numpy.typing import NDArray
 from rasterio.crs import CRS as CRS
-from rasterio.enums import ColorInterp, Resampling
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.session import AWSSession
@@ -54,27 +51,6 @@ _PNG_END = b"IEND\xaeB`\x82"
 _PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 
 
-@dataclass(frozen=True)
-class Reading:
-    """How pixels become 8-bit RGB; None is what an 8-bit RGB picture needs.
-
-    bands: the bands (from 1) that are red, green and blue; None: the three that are not alpha.
-    value_range: the values that become 0 and 255, linearly; None: pixels are 8-bit already.
-    """
-
-    bands: tuple[int, ...] | None = None
-    value_range: tuple[float, float] | None = None
-
-    def __str__(self) -> str:
-        """In the words of the command line."""
-        options = []
-        if self.bands:
-            options.append("--bands " + " ".join(map(str, self.bands)))
-        if self.value_range:
-            options.append("--value-range {:g} {:g}".format(*self.value_range))
-        return " ".join(options) or "8-bit RGB"
-
-
 @contextmanager
 def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
     """Open a GeoTIFF, JPEG or PNG, told apart by its first bytes; InputError for anything else.
@@ -89,7 +65,7 @@ def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
         raise InputError(f"{path} is cut off: its PNG data has no end")
     with _environment(path):
         try:
-            with _unplaced_is_fine():
+            with unplaced_is_fine():
                 dataset = _opened(str(path.absolute()), driver)
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture{_or(path)}") from error
@@ -113,7 +89,7 @@ def driver_of(path: AnyPath) -> str | None:
 
 
 @contextmanager
-def _unplaced_is_fine() -> Iterator[None]:
+def unplaced_is_fine() -> Iterator[None]:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", NotGeoreferencedWarning)
         yield
@@ -132,7 +108,7 @@ def _opened(name: str, driver: str) -> DatasetReader:
     return rasterio.open(name, driver=driver)
 
 
-def _patiently(dataset: DatasetReader, read: Callable[[DatasetReader], T]) -> T:
+def patiently(dataset: DatasetReader, read: Callable[[DatasetReader], T]) -> T:
     """Read, from a remote raster again where a connection breaks: it must be opened anew then."""
     try:
         return read(dataset)
@@ -162,101 +138,6 @@ def _or(path: AnyPath) -> str:
     return ", or the connection breaks" if isinstance(path, S3Path) else ""
 
 
-def read_pixels(
-    dataset: DatasetReader,
-    reading: Reading | None = None,
-    window: Window | None = None,
-    shape: tuple[int, int] | None = None,
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """Read a window as 8-bit RGB, resampled to `shape`: pixels (H, W, 3) uint8, valid (H, W) bool.
-
-    Valid is what the file itself says (alpha, mask band, nodata value): black is a colour like any
-    other. Invalid pixels are 0, and so is whatever part of the window lies outside the picture.
-    The window may start and end between pixels; shrinking averages, enlarging is bilinear.
-    Raises InputError for damaged files, NaN, and pixels that `reading` does not explain.
-    """
-    reading = reading or Reading()
-    window = window or Window(0, 0, dataset.width, dataset.height)
-    height, width = shape or (round(window.height), round(window.width))
-    bands = _bands(dataset, reading)
-    pixels = np.zeros((height, width, 3), np.uint8)
-    valid = np.zeros((height, width), bool)
-    rows, row_off, row_count = _overlap(window.row_off, window.height, height, dataset.height)
-    cols, col_off, col_count = _overlap(window.col_off, window.width, width, dataset.width)
-    out = rows.stop - rows.start, cols.stop - cols.start
-    if min(out) < 1:
-        return pixels, valid
-    shrinks = row_count > out[0] or col_count > out[1]
-    how: dict[str, Any] = {
-        "window": Window(col_off, row_off, col_count, row_count),
-        "resampling": Resampling.average if shrinks else Resampling.bilinear,
-    }
-    with naming(dataset):
-        values = _patiently(dataset, lambda d: d.read(bands, out_shape=(3, *out), **how))
-        inside = _patiently(dataset, lambda d: d.dataset_mask(out_shape=out, **how)) >= 128
-    values = np.moveaxis(_to_bytes(values, inside, reading, dataset.name), 0, -1)
-    pixels[rows, cols] = np.where(inside[..., None], values, 0)
-    valid[rows, cols] = inside
-    return pixels, valid
-
-
-def _overlap(start: float, length: float, count: int, size: int) -> tuple[slice, float, float]:
-    """Where `count` output pixels over [start, start + length) meet a picture of `size` pixels.
-
-    Returns the output pixels wholly inside, and the offset and length of their source.
-    """
-    scale = count / length
-    first = max(0, math.ceil(-start * scale - 1e-6))
-    last = min(count, math.floor((size - start) * scale + 1e-6))
-    offset = max(0.0, start + first / scale)
-    return slice(first, max(first, last)), offset, min((last - first) / scale, size - offset)
-
-
-def _bands(dataset: DatasetReader, reading: Reading) -> list[int]:
-    """The three bands to read; InputError, naming the option, where the reading doesn't fit."""
-    name, dtype = dataset.name, dataset.dtypes[0]
-    bands = list(reading.bands or colour_bands(dataset))
-    if reading.bands is None and len(bands) != 3:
-        raise InputError(
-            f"{name} has {len(bands)} colour band(s) where red, green and blue were expected; "
-            "train with --bands to read three of your choice"
-        )
-    if len(bands) != 3 or not all(1 <= band <= dataset.count for band in bands):
-        raise InputError(f"--bands {bands}: {name} has bands 1 to {dataset.count}, and three count")
-    if np.dtype(dtype).kind not in "uif":
-        raise InputError(f"{name} holds {dtype} pixels: whole or real numbers were expected")
-    if reading.value_range is None and dtype != "uint8":
-        raise InputError(
-            f"{name} holds {dtype} pixels where 8-bit ones were expected; "
-            "train with --value-range LOW HIGH to say which values are black and white"
-        )
-    if reading.value_range and dtype == "uint8" and reading.value_range[1] > 255:
-        raise InputError(
-            f"{name} holds 8-bit pixels where values of up to {reading.value_range[1]:g} were "
-            "expected, as --value-range or the model says"
-        )
-    return bands
-
-
-def colour_bands(dataset: DatasetReader) -> list[int]:
-    kinds = enumerate(dataset.colorinterp, start=1)
-    return [band for band, kind in kinds if kind != ColorInterp.alpha]
-
-
-def _to_bytes(
-    values: NDArray[Any], inside: NDArray[np.bool_], reading: Reading, name: str
-) -> NDArray[np.uint8]:
-    if values.dtype.kind == "f" and not np.isfinite(values[:, inside]).all():
-        raise InputError(f"{name} has NaN or infinite pixels that no nodata value or mask excludes")
-    if reading.value_range is None:
-        return values
-    low, high = reading.value_range
-    if not low < high:
-        raise InputError(f"--value-range {low:g} {high:g}: the first must be below the second")
-    scaled = (np.where(inside, values, low).astype(np.float32) - low) * (255 / (high - low))
-    return np.clip(scaled, 0, 255).round().astype(np.uint8)
-
-
 @contextmanager
 def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[DatasetWriter]:
     """Yield a tiled, compressed GeoTIFF to write into; at the end it is whole at `path`, or absent.
@@ -273,7 +154,7 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
         form["predictor"] = 3  # for floating point: bytes of a kind lie together, and pack better
     with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         try:
-            with _unplaced_is_fine():
+            with unplaced_is_fine():
                 dataset = rasterio.open(temporary, "w", **form)
             with dataset:
                 yield dataset
@@ -301,7 +182,7 @@ def write_cog(
             flags = dataset.mask_flag_enums
         with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
             try:
-                with _unplaced_is_fine():
+                with unplaced_is_fine():
                     rasterio.shutil.copy(plain, temporary, driver="COG", **form)
                 _read_back(temporary, flags)
             except RasterioIOError as error:
@@ -323,7 +204,7 @@ def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str
 
 def _read_back(path: Path, flags: object) -> None:
     """Raise RasterioIOError unless every block of the file, and its mask, can be read."""
-    with _unplaced_is_fine(), rasterio.open(path) as dataset:
+    with unplaced_is_fine(), rasterio.open(path) as dataset:
         if dataset.mask_flag_enums != flags:
             raise RasterioIOError("the mask is gone")
         _read_blocks(dataset)

@@ -13,6 +13,7 @@ every cut; a disk that forgets a bit by itself goes unnoticed.
 import fcntl
 import hashlib
 import json
+import logging
 import os
 import shutil
 import sys
@@ -29,16 +30,19 @@ from rasterio.windows import Window
 from minicnn.backend import array_module
 from minicnn.files import atomic_write
 from segment.data.ground import working_shape
-from segment.data.labels import BACKGROUND, BUILDING, IGNORE, read_label
-from segment.data.rasters import SIDECARS, Reading, open_raster, read_pixels
+from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, read_label
+from segment.data.rasters import SIDECARS, open_raster
+from segment.data.reading import Reading, look, read_pixels
 from segment.data.scenes import Scene
 from segment.errors import InputError
 from segment.progress import progress
 from segment.storage.paths import default_cache, local
 
+log = logging.getLogger(__name__)
+
 TILE = 256
 FULL = 254  # the coverage of a pixel that a building fills; IGNORE (255) says that nobody knows
-_FORMAT = 2  # raise it whenever the same sources would give other bytes
+_FORMAT = 3  # raise it whenever the same sources would give other bytes
 FILES = ("images.u8", "labels.u8", "store.json")
 
 
@@ -115,6 +119,7 @@ class TileStore:
     pixel_size: float | None
     reading: Reading
     key: str
+    notes: tuple[str, ...] = ()  # what a person should know of the scenes
 
     def __len__(self) -> int:
         return len(self.tiles)
@@ -185,6 +190,8 @@ def open_store(
         raise InputError(f"{where}: tiles can't be kept in {folder}: {reason}") from error
     if store is None:
         raise InputError(f"{folder / key} doesn't hold what was written there: is the disk sound?")
+    for note in store.notes:
+        log.warning("%s", note)
     return store
 
 
@@ -270,7 +277,7 @@ def _load(folder: Path) -> TileStore | None:
             return None
         about = json.loads(files[2].read_bytes())
         tiles = [Tile(*fields) for fields in about["tiles"]]
-        bands, value_range = about["reading"]["bands"], about["reading"]["value_range"]
+        reading = Reading.of(about["reading"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
     images, labels = (np.memmap(file, np.uint8, "r") for file in files[:2])
@@ -278,8 +285,9 @@ def _load(folder: Path) -> TileStore | None:
         dict(_pictures(images, labels, about["pictures"])),
         tiles,
         about["pixel_size"],
-        Reading(bands and tuple(bands), value_range and tuple(value_range)),
+        reading,
         folder.name,
+        tuple(about["notes"]),
     )
 
 
@@ -304,26 +312,30 @@ def _build(
     try:
         files = [part / name for name in FILES]
         tiles: list[Tile] = []
+        notes: list[str] = []
         shapes: list[tuple[str, str, int, int]] = []
         with files[0].open("wb") as images, files[1].open("wb") as labels:
             for scene in progress(scenes, len(scenes), "cutting tiles", "scene"):
                 height = width = 0
-                for pixels, coverage in _rows(scene, reading, pixel_size):
+                for pixels, coverage in _rows(scene, reading, pixel_size, notes):
                     images.write(pixels.tobytes())
                     labels.write(coverage.tobytes())
                     tiles += _tiles(scene, height, coverage)
                     height, width = height + len(coverage), coverage.shape[1]
-                shapes.append((scene.city, scene.stem, height, width))
+                if height:
+                    shapes.append((scene.city, scene.stem, height, width))
             for file in (images, labels):
                 file.flush()
                 os.fsync(file.fileno())
         if not tiles:
-            raise InputError(f"none of the {len(scenes)} scenes has a tile with a valid pixel")
+            why = f": {notes[0]}" if notes else ""
+            raise InputError(f"none of the {len(scenes)} scenes has a tile with a valid pixel{why}")
         about = {
             "pictures": shapes,
             "tiles": [astuple(tile) for tile in tiles],
             "pixel_size": pixel_size or _common_size(scenes),
             "reading": asdict(reading),
+            "notes": notes,
         }
         with atomic_write(files[2]) as temporary:
             temporary.write_text(json.dumps(about))
@@ -343,12 +355,19 @@ def _common_size(scenes: Sequence[Scene]) -> float | None:
 
 
 def _rows(
-    scene: Scene, reading: Reading, pixel_size: float | None
+    scene: Scene, reading: Reading, pixel_size: float | None, notes: list[str]
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """A scene at the size to work at, a row of tiles at a time: pixels and coverage."""
+    """A scene at the size to work at, a row of tiles at a time: pixels and coverage; nothing of one
+    whose label lies elsewhere."""
     with open_raster(scene.image) as dataset:
+        notes += look(dataset, reading).notes
         height, width = working_shape(dataset, scene.pixel_size, pixel_size)
-        coverage = covered(read_label(scene, dataset), (height, width))
+        try:
+            label = read_label(scene, dataset, notes)
+        except Elsewhere as error:
+            notes.append(f"{error}; the scene is left out")
+            return
+        coverage = covered(label, (height, width))
         step = dataset.height / height  # source rows of a row
         for row in range(0, height, TILE):
             count = min(TILE, height - row)

@@ -12,7 +12,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment.cli import add_data, add_device, check_folder, parser, positive
+from segment.cli import add_data, add_device, add_reading, check_folder, parser, positive
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, Split, make_split
@@ -99,6 +99,8 @@ def main(arguments: list[str]) -> None:
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     """Score one model; with a report wanted, also picture what it does best and worst."""
     model = load_model(path).to(choose_device(options.device))
+    if options.bands or options.value_range:
+        model = model.reads(options.bands, options.value_range)
     folder = _run(path)
     store, indices, what = _choose(options, model, folder)
     learnt = _learnt_tiles(folder, store, indices)
@@ -161,6 +163,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="the data's ground resolution in metres, where the files don't say or are wrong",
     )
+    add_reading(p)
     add_views(p)
     add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")

@@ -11,7 +11,16 @@ from pathlib import Path
 import numpy as np
 
 from minicnn.backend import choose_device
-from segment.cli import add_device, add_outlines, check_folder, parser, positive, whole, within
+from segment.cli import (
+    add_device,
+    add_outlines,
+    add_reading,
+    check_folder,
+    parser,
+    positive,
+    whole,
+    within,
+)
 from segment.data.rasters import open_raster, shifted, write_cog
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
@@ -51,6 +60,8 @@ def main(arguments: list[str]) -> None:
     options.format = options.format or _format_of(options.out)
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
     model = load_model(options.model).to(choose_device(options.device))
+    if options.bands or options.value_range:
+        model = model.reads(options.bands, options.value_range)
     for scene, path in jobs:
         with writing(path) as file:
             _predict_to_file(model, scene, file, options)
@@ -94,6 +105,7 @@ def _parser() -> argparse.ArgumentParser:
         metavar="M",
         help="the scenes' ground resolution in metres, where the files don't say or are wrong",
     )
+    add_reading(p)
     add_outlines(p)
     p.add_argument(
         "--shards",
@@ -186,6 +198,8 @@ def _predict_shard(options: argparse.Namespace) -> None:
     if isinstance(out, Path):
         check_folder(out)
     model = load_model(options.model)
+    if options.bands or options.value_range:
+        model = model.reads(options.bands, options.value_range)
     plan = _plan(options, out, model)
     index = shards.own_index() if options.shard is None else options.shard
     if index is None:
@@ -209,6 +223,7 @@ def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Pla
         "threshold": threshold,
         "overlap": options.overlap,
         "pixel_size": options.pixel_size,
+        "reading": str(model.info.reading),
         "views": options.views,
         "shards": options.shards,
     }

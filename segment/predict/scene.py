@@ -10,7 +10,8 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.data.ground import ground_pixel_size, working_shape
-from segment.data.rasters import Window, open_raster, read_pixels, write_raster
+from segment.data.rasters import Window, open_raster, write_raster
+from segment.data.reading import look, read_pixels
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.model import Model
@@ -62,6 +63,8 @@ def scene_bands(
     or 8 `views` as many turned and mirrored ones are averaged: better, and as many times slower.
     """
     check_overlap(overlap)
+    for note in look(dataset, model.info.reading).notes:
+        log.warning("%s", note)
     shape = dataset.height, dataset.width
     grid = _working_shape(model, dataset, pixel_size)
 
@@ -75,17 +78,19 @@ def scene_bands(
 
     inner = box if grid == shape else source_box(grid, shape, box)
     multiple = model.net.multiple
-    look = averaged(model.predict, views)
-    bands = blended_bands(look, read, grid, overlap, multiple, progress, inner)
+    predict = averaged(model.predict, views)
+    bands = blended_bands(predict, read, grid, overlap, multiple, progress, inner)
     if grid != shape:
         bands = resampled_bands(bands, grid, shape, box)
-    row, (rows, cols) = 0, box
+    row, seen = 0, False
     for probability in bands:
         height, width = probability.shape
-        window = Window(cols.start, rows.start + row, width, height)
+        window = Window(box[1].start, box[0].start + row, width, height)
         pixels, valid = read_pixels(dataset, model.info.reading, window)
         yield Band(row, pixels, valid, np.where(valid, probability, np.float32(0)))
-        row += height
+        row, seen = row + height, seen or bool(valid.any())
+    if not seen and box == (slice(0, shape[0]), slice(0, shape[1])):
+        log.warning("%s: its alpha, mask or nodata value says that no pixel is valid", dataset.name)
 
 
 def check_overlap(overlap: int) -> None:

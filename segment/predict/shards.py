@@ -68,7 +68,8 @@ class Plan:
     """Everything the masks depend on, and which blocks they come in.
 
     request: what was asked for, comparable before any scene is opened: `inputs` as they were named,
-    the `model`'s SHA-256, `threshold`, `overlap`, `pixel_size`, and the number of `shards`.
+    the `model`'s SHA-256, `threshold`, `overlap`, `pixel_size`, `reading`, `views`,
+    and the number of `shards`.
     """
 
     request: dict[str, Any]

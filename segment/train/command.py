@@ -21,7 +21,7 @@ from segment.cli import (
     whole,
 )
 from segment.data.crops import CROP
-from segment.data.rasters import Reading
+from segment.data.reading import Reading
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
@@ -57,7 +57,7 @@ class Settings:
     seed: int = 0
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
-    value_range: tuple[float, float] | None = None
+    value_range: tuple[float, float] | str | None = None
 
     @property
     def reading(self) -> Reading:
@@ -237,11 +237,6 @@ def _trainer(
     net = UNet(seed=settings.seed)
     if settings.init:
         model = load_model(settings.init)
-        if model.info.reading != settings.reading:
-            raise InputError(
-                f"{settings.init}: the model was trained on {model.info.reading}, and can't go on "
-                f"with {settings.reading}"
-            )
         net = model.net
         net.astype(np.float32)  # a copy of every array: a loaded net is frozen
     return Trainer(

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 
 from segment import export
-from segment.data.rasters import Reading
+from segment.data.reading import Reading
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model, save_model
 from segment.synthetic.scenes import draw_scene

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from minicnn.checkpoint import CheckpointError, net_arrays, save
-from segment.data.rasters import Reading
+from segment.data.reading import Reading
 from segment.model import ModelInfo, load_model, save_model
 from segment.unet import UNet
 

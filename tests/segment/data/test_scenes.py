@@ -20,7 +20,8 @@ from rasterio.windows import Window
 
 from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.labels import read_label
-from segment.data.rasters import Reading, open_raster, read_pixels, write_raster
+from segment.data.rasters import open_raster, write_raster
+from segment.data.reading import Reading, read_pixels
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
 
@@ -140,10 +141,15 @@ def test_what_is_not_8_bit_rgb_needs_an_option(tmp_path):
     expected = np.clip((wide.astype(float) - 100) / 1400 * 255, 0, 255)
     assert abs(got - expected).max() <= 0.501
 
+    for count in (1, 2, 5):
+        path = tmp_path / f"{count}.tif"
+        write_picture(
+            path, photograph(30, 30)[..., [0, 1, 2, 0, 1][:count]], photometric="minisblack"
+        )
+        with pytest.raises(InputError, match=rf"{count}\.tif.*{count} colour band.*--bands"):
+            read(path)
     four = np.dstack([photograph(30, 30), np.full((30, 30), 9, np.uint8)])
     path = write_picture(tmp_path / "four.tif", four, photometric="minisblack")
-    with pytest.raises(InputError, match=r"four\.tif.*4 colour band.*--bands"):
-        read(path)
     got, _ = read(path, Reading(bands=(4, 2, 1)))
     assert (got == four[..., [3, 1, 0]]).all()
     with pytest.raises(InputError, match=r"four\.tif.*1 to 4"):
@@ -366,7 +372,8 @@ def test_pictures_without_a_place_have_no_ground_pixel_size(tmp_path):
 
 
 def test_working_shape():
-    scene = SimpleNamespace(name="a.tif", shape=(5000, 4000))
+    place = {"transform": Affine.identity(), "crs": None, "gcps": ([], None)}
+    scene = SimpleNamespace(name="a.tif", shape=(5000, 4000), **place)
     assert working_shape(scene, 0.3, 0.6) == (2500, 2000)
     assert working_shape(scene, 0.30012, 0.3) == (5000, 4000)
     assert working_shape(scene, None, 0.6) == working_shape(scene, 0.3, None) == scene.shape

@@ -15,7 +15,8 @@ from hypothesis import strategies as st
 from pictures import UTM, mask, photograph, write_pair, write_picture
 
 from segment.data import tiles
-from segment.data.rasters import Reading, open_raster, read_pixels
+from segment.data.rasters import open_raster
+from segment.data.reading import Reading, read_pixels
 from segment.data.scenes import find_scenes
 from segment.data.tiles import (
     FULL,

@@ -12,7 +12,8 @@ import pytest
 from buckets import KEYS, client, refusal
 from pictures import UTM, photograph, write_pair, write_picture
 
-from segment.data.rasters import open_raster, read_pixels
+from segment.data.rasters import open_raster
+from segment.data.reading import read_pixels
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.run_folder import Run
@@ -339,7 +340,8 @@ def test_gdal_is_told_the_same_endpoint(monkeypatch, endpoint, host, https, in_p
 
 READ = """
 import hashlib, sys
-from segment.data.rasters import Window, open_raster, read_pixels
+from segment.data.rasters import Window, open_raster
+from segment.data.reading import read_pixels
 side, corners = int(sys.argv[2]), [map(int, corner.split(",")) for corner in sys.argv[3:]]
 with open_raster(sys.argv[1]) as dataset:
     for row, col in corners:
