@@ -11,7 +11,9 @@ import minicnn
 from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
 from minicnn.losses import sigmoid
+from segment.data.ground import SAME_SIZE
 from segment.data.reading import Reading
+from segment.data.resample import averaged, interpolated
 from segment.storage.paths import AnyPath, local, to_path
 from segment.unet import UNet
 
@@ -77,6 +79,32 @@ class Model:
         """Probability of a building per pixel: (N, H, W, 3) bytes -> (N, H, W) float32."""
         logits = self.net.predict(normalise(to_device(pixels, self.device)))
         return to_host(sigmoid(logits)[..., 0])
+
+    def at(self, pixel_size: float | None) -> "Model":
+        """The model for pictures of another ground resolution (metres): `predict` brings them to
+        its own, and what it finds back to theirs. Unknown sizes are taken as the model's."""
+        own = self.info.pixel_size
+        scale = pixel_size / own if pixel_size and own else 1.0
+        if abs(scale - 1) < SAME_SIZE:
+            return self
+        return _Rescaled(self.net, self.info, self.device, scale)
+
+
+@dataclass
+class _Rescaled(Model):
+    """A model whose pixels are `scale` of its own to a side."""
+
+    scale: float = 1.0
+
+    def predict(self, pixels: np.ndarray) -> np.ndarray:
+        shape = pixels.shape[1:3]
+        whole = self.net.multiple  # of this many pixels the net wants its sides
+        rows, cols = (max(1, round(side * self.scale / whole)) * whole for side in shape)
+        resampled = averaged if self.scale < 1 else interpolated
+        seen = np.stack(
+            [np.round(resampled(image, (rows, cols))).astype(np.uint8) for image in pixels]
+        )
+        return np.stack([interpolated(found, shape) for found in super().predict(seen)])
 
 
 def save_model(path: str | Path, net: UNet, info: ModelInfo, dtype: Any = np.float32) -> None:

@@ -8,6 +8,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from segment.data.labels import IGNORE
+from segment.data.resample import interpolated
 
 ZOOM = 1.3  # a picture is shrunk or enlarged by up to this factor
 BRIGHTNESS = 0.15  # shift of all channels, as a part of the full range
@@ -24,18 +25,10 @@ def zoomed(
     pixels: NDArray[np.uint8], coverage: NDArray[np.uint8], size: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
     """A square picture and its coverage at another size, bilinear; next to IGNORE is IGNORE."""
-    old = len(coverage)
-    if old == size:
+    if len(coverage) == size:
         return pixels, coverage
-    centres = (np.arange(size) + 0.5) * (old / size) - 0.5
-    first = np.clip(np.floor(centres).astype(int), 0, old - 2)
-    share = np.clip(centres - first, 0, 1).astype(np.float32)
     values = np.dstack([pixels, coverage, np.where(coverage == IGNORE, 255, 0)])
-    values = values.astype(np.float32)
-    down = share[:, None, None]
-    values = values[first] * (1 - down) + values[first + 1] * down
-    across = share[None, :, None]
-    values = values[:, first] * (1 - across) + values[:, first + 1] * across
+    values = interpolated(values, (size, size))
     bytes_ = np.round(values).astype(np.uint8)
     return bytes_[..., :3], np.where(values[..., 4] > 0, np.uint8(IGNORE), bytes_[..., 3])
 

@@ -16,7 +16,7 @@ from segment.errors import InputError
 
 WGS84 = CRS.from_epsg(4326)
 HALF_A_PIXEL = 0.5  # what may lie between two places that count as one
-_SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
+SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
 _COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
 
 
@@ -80,7 +80,7 @@ def pixel_aspect(raster: DatasetReader | Mapping[str, Any]) -> float:
         return 1.0
     across, down = (math.hypot(*step) for step in steps)
     aspect = down / across if across and down else 1.0
-    return 1.0 if abs(aspect - 1) < _SAME_SIZE else aspect
+    return 1.0 if abs(aspect - 1) < SAME_SIZE else aspect
 
 
 Step = tuple[float, float]  # metres east and north
@@ -141,7 +141,7 @@ def working_shape(
         return shape
     stretch = math.sqrt(pixel_aspect(dataset))
     scales = pixel_size * stretch / target, pixel_size / stretch / target
-    if all(abs(scale - 1) < _SAME_SIZE for scale in scales):
+    if all(abs(scale - 1) < SAME_SIZE for scale in scales):
         return shape
     if max(scales) > _COARSEST:
         raise InputError(

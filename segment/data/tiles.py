@@ -33,6 +33,7 @@ from segment.data.ground import working_shape
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, read_label
 from segment.data.rasters import SIDECARS, open_raster
 from segment.data.reading import Reading, look, read_pixels
+from segment.data.resample import averaged
 from segment.data.scenes import Scene
 from segment.errors import InputError
 from segment.progress import progress
@@ -392,22 +393,7 @@ def covered(label: NDArray[np.uint8], shape: tuple[int, int]) -> NDArray[np.uint
     Each new pixel averages the area it lies on, over what is not to be ignored; where that is less
     than half of it, it is ignored itself.
     """
-    known = _averaged((label != IGNORE).astype(np.float32), shape)
-    building = _averaged((label == BUILDING).astype(np.float32), shape)
+    known = averaged(label != IGNORE, shape)
+    building = averaged(label == BUILDING, shape)
     share = building / np.maximum(known, 1e-6)
     return np.where(known < 0.5 - 1e-6, IGNORE, np.round(FULL * share)).astype(np.uint8)
-
-
-def _averaged(values: NDArray[np.float32], shape: tuple[int, int]) -> NDArray[np.float32]:
-    """The means over the cells of a grid of `shape` laid over the values, one axis at a time."""
-    for axis, new in enumerate(shape):
-        old = values.shape[axis]
-        if new == old:
-            continue
-        values = np.moveaxis(values, axis, 0)
-        sums = np.concatenate([np.zeros_like(values[:1], float), np.cumsum(values, 0, float)])
-        edges = np.linspace(0, old, new + 1)
-        below = np.minimum(edges.astype(int), old - 1)
-        at = sums[below] + (edges - below)[:, None] * values[below]
-        values = np.moveaxis((np.diff(at, axis=0) * (new / old)).astype(np.float32), 0, axis)
-    return values

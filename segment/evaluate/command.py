@@ -15,7 +15,7 @@ from minicnn.backend import choose_device
 from segment.cli import add_data, add_device, add_reading, check_folder, parser, positive
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
-from segment.data.splits import SCENARIOS, Split, make_split
+from segment.data.splits import SCENARIOS, Split, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.examine import Batch, examine
@@ -103,6 +103,7 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
         model = model.reads(options.bands, options.value_range)
     folder = _run(path)
     store, indices, what = _choose(options, model, folder)
+    model = model.at(options.score_at)
     learnt = _learnt_tiles(folder, store, indices)
     if learnt:
         print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
@@ -153,7 +154,8 @@ def _parser() -> argparse.ArgumentParser:
     add_data(p)
     p.add_argument(
         "--split",
-        choices=SCENARIOS,
+        type=scenario_or_file,
+        metavar=f"{'|'.join(SCENARIOS)}|FILE",
         help="score the test part of this split; default: with --data all tiles, without it "
         "the test part that the model has not been trained on",
     )
@@ -164,6 +166,13 @@ def _parser() -> argparse.ArgumentParser:
         help="the data's ground resolution in metres, where the files don't say or are wrong",
     )
     add_reading(p)
+    p.add_argument(
+        "--score-at",
+        type=positive,
+        metavar="M",
+        help="cut and score tiles of this ground resolution, whatever the model works at: so that "
+        "models of different pixel sizes can be compared; default: the model's",
+    )
     add_views(p)
     add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")
@@ -199,6 +208,7 @@ def _choose(
         own = read_json(folder.config)
     paths = options.data or (own and own["data"]) or default_scenes(options.cache)
     pixel_size = own["pixel_size"] if own else model.info.pixel_size
+    pixel_size = options.score_at or pixel_size
     scenes = find_scenes(paths, cache=options.cache)
     if options.pixel_size:
         scenes = [replace(scene, pixel_size=options.pixel_size) for scene in scenes]
@@ -208,7 +218,7 @@ def _choose(
     scenario = options.split or (trained.get("split") if options.data is None else None)
     if scenario is None:
         return store, np.arange(len(store)), f"all {len(store):,} tiles"
-    if folder is not None and own and options.split is None:
+    if folder is not None and own and options.split is None and options.score_at is None:
         split = Split.load(folder.split)
     else:
         split = make_split(store.tiles, scenario, trained.get("seed", 0))

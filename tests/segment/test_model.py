@@ -4,8 +4,9 @@ import numpy as np
 import pytest
 
 from minicnn.checkpoint import CheckpointError, net_arrays, save
+from minicnn.losses import sigmoid
 from segment.data.reading import Reading
-from segment.model import ModelInfo, load_model, save_model
+from segment.model import Model, ModelInfo, load_model, normalise, save_model
 from segment.unet import UNet
 
 
@@ -74,3 +75,31 @@ def test_other_scaling_is_refused(tmp_path):
     save_model(path, narrow(), ModelInfo(scaling=(0.0, 255.0)))
     with pytest.raises(CheckpointError, match=r"m\.safetensors: pixels are scaled"):
         load_model(path)
+
+
+def test_a_model_at_another_pixel_size_sees_averages_and_answers_at_that_size(rng):
+    """A net that passes red on, made for 0.6 m, on pictures of 0.3 m."""
+    seen = []
+
+    class Red(UNet):
+        def predict(self, x):
+            seen.append(x)
+            return x[..., :1]
+
+    pixels = rng.integers(0, 256, (2, 32, 96, 3), dtype=np.uint8)
+    found = Model(Red(), ModelInfo(pixel_size=0.6)).at(0.3).predict(pixels)
+    halves = pixels.reshape(2, 16, 2, 48, 2, 3).mean((2, 4))
+    assert seen[0].shape == (2, 16, 48, 3)
+    assert np.abs(seen[0] - normalise(np.round(halves).astype(np.uint8))).max() < 0.02
+    assert found.shape == (2, 32, 96)
+    centres = found.reshape(2, 16, 2, 48, 2).mean((2, 4))  # of bilinear shares: 9, 3, 3 and 1 of 16
+    np.testing.assert_allclose(
+        centres[:, 1:-1, 1:-1].mean(), sigmoid(seen[0][..., 0]).mean(), atol=0.02
+    )
+
+
+def test_a_model_at_its_own_or_an_unknown_size_is_itself():
+    model = Model(UNet(), ModelInfo(pixel_size=0.6))
+    assert model.at(0.6) is model and model.at(None) is model and model.at(0.605) is model
+    unknown = Model(UNet(), ModelInfo())
+    assert unknown.at(0.3) is unknown
