@@ -149,6 +149,15 @@ def add_outlines(to: argparse.ArgumentParser) -> None:
     )
 
 
+def add_separate(to: argparse.ArgumentParser, default: str) -> None:
+    to.add_argument(
+        "--separate",
+        action=argparse.BooleanOptionalAction,
+        help="part buildings that touch, where the probability falls between them; default: "
+        + default,
+    )
+
+
 def positive(text: str) -> float:
     """An argparse type: a number above zero."""
     value = _number(text)

@@ -1,5 +1,6 @@
 """A trained network with what it must be told apart by: how it reads pixels, at which size."""
 
+import hashlib
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -14,6 +15,7 @@ from minicnn.losses import sigmoid
 from segment.data.ground import SAME_SIZE
 from segment.data.reading import Reading
 from segment.data.resample import averaged, interpolated
+from segment.geo.separate import Separation
 from segment.storage.paths import AnyPath, local, to_path
 from segment.unet import UNet
 
@@ -32,7 +34,8 @@ class ModelInfo:
     """What a model's file says of it, beside the weights.
 
     `pixel_size` is the ground resolution in metres it was trained at, None if unknown;
-    `threshold` the probability from which a pixel is called building, calibrated on validation.
+    `threshold` the probability from which a pixel is called building, and `separation` what parts
+    buildings that touch, in pixels of that size; both are calibrated on validation.
     """
 
     architecture: dict[str, Any] = field(default_factory=dict)
@@ -40,6 +43,7 @@ class ModelInfo:
     scaling: tuple[float, float] = (MEAN, SCALE)
     pixel_size: float | None = None
     threshold: float = 0.5
+    separation: Separation = field(default_factory=Separation)
     trained: dict[str, Any] = field(default_factory=dict)  # data, split, epoch, scores: for people
     version: str = minicnn.__version__
 
@@ -159,10 +163,19 @@ def model_file(path: str | AnyPath | None) -> Path:
     return local([file])[0]
 
 
+def model_name(path: str | AnyPath | None) -> str:
+    """What a model is called in what it finds: its run's or file's name, and a digest's start."""
+    given = to_path(path) if path is not None else BUNDLED
+    digest = hashlib.sha256(model_file(path).read_bytes()).hexdigest()
+    return f"{given.name.removesuffix('.safetensors')}-{digest[:8]}"
+
+
 def _info(about: dict[str, Any], file: Path) -> ModelInfo:
     try:
         fields = dict(about["model"])
-        info = ModelInfo(reading=Reading.of(fields.pop("reading")), **fields)
+        reading = Reading.of(fields.pop("reading"))
+        separation = Separation(**fields.pop("separation", {}))  # older files say none
+        info = ModelInfo(reading=reading, separation=separation, **fields)
     except (KeyError, TypeError) as error:
         raise CheckpointError(
             f"{file}: expected a model of segment, with its description"

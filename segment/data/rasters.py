@@ -223,11 +223,11 @@ def shifted(transform: Affine, row: int, col: int) -> Affine:
 
 
 def read_mask(
-    dataset: DatasetReader, window: Window
+    dataset: DatasetReader, window: Window, band: int = 1
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
     """A window of a mask that prediction wrote: values 0 and 255 (h, w), and where they are valid.
 
     Raises InputError for damaged files.
     """
     with naming(dataset):
-        return dataset.read(1, window=window), dataset.dataset_mask(window=window) != 0
+        return dataset.read(band, window=window), dataset.dataset_mask(window=window) != 0

@@ -2,6 +2,7 @@
 
 import importlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -10,11 +11,12 @@ import numpy as np
 from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
-from rasterio.features import rasterize, shapes
 
 from minicnn.files import atomic_write
 from segment.errors import DiskFull, InputError
+from segment.geo.buildings import Buildings, all_buildings
 from segment.geo.right_angles import right_angled
+from segment.geo.separate import TOGETHER, Separation
 
 DECIMALS = 7  # of a degree: about a centimetre
 WALL = 1.0  # metres: what is shorter is the mask's unsteady hand, not a wall
@@ -28,6 +30,9 @@ class Footprints:
     outlines: NDArray[np.object_]  # shapely polygons
     lonlat: NDArray[np.object_]  # the same as longitude and latitude: see `on_the_globe`
     area_m2: NDArray[np.float64]  # on the ground: geodesic, whatever the CRS
+    id: NDArray[np.int64]  # of a building in its scene or mosaic: see `Buildings`
+    confidence: NDArray[np.float64]  # the mean probability of its pixels
+    model: str = ""  # what found them
 
 
 def require_vector(*more: str) -> None:
@@ -54,39 +59,32 @@ def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:
 
 
 def polygons(
-    mask: NDArray[np.uint8],
+    mark: NDArray[np.uint8],
     transform: Affine,
     crs: CRS,
     min_area: float = 0.0,
     simplify: float = 0.0,
     right_angles: bool = False,
+    how: Separation = TOGETHER,
 ) -> Footprints:
-    """Outline every building of a whole (H, W) mask, non-zero being building.
+    """Outline every building of a whole scene (H, W): a mask, non-zero being building, or its
+    `separate.marks`, from which a confidence follows.
 
-    Pixels that touch by a side belong together (4-connectivity). Outlines are simplified by
-    Douglas-Peucker, no point moving further than `simplify` metres and rings staying valid; with
-    `right_angles` they are drawn as in `segment.geo.right_angles`, with `simplify` metres (0: 1 m,
-    or two pixels if that is more) for its tolerance. Then those below `min_area` m2 on the ground
-    are dropped. Memory: the mask, plus about 100 bytes a corner, with right angles three times
-    that. Raises InputError as `require_vector` and `require_place` do.
+    Pixels that touch by a side belong together (4-connectivity), unless `how` parts them. Outlines
+    are simplified by Douglas-Peucker, no point moving further than `simplify` metres and rings
+    staying valid; with `right_angles` they are drawn as in `segment.geo.right_angles`, with
+    `simplify` metres (0: 1 m, or two pixels if that is more) for its tolerance. Then those below
+    `min_area` m2 on the ground are dropped. Memory: what is given, plus about 100 bytes a corner,
+    with right angles three times that. Raises what `require_vector` and `require_place` do.
     """
     require_vector()
     require_place(crs, transform, "the mask")
-    pixels = pixel_outlines(mask)
-    return placed(pixels, mask.shape, transform, crs, min_area, simplify, right_angles)
-
-
-def pixel_outlines(mask: NDArray[np.uint8]) -> NDArray[np.object_]:
-    """The polygon of every building of a mask, corner points being (col, row) of whole pixels."""
-    import shapely
-
-    found = shapes((mask != 0).astype(np.uint8), mask=mask != 0, connectivity=4)
-    polygons = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
-    return shapely.normalize(polygons)  # one building, one order of its points
+    found = all_buildings(mark, how)
+    return placed(found, mark.shape, transform, crs, min_area, simplify, right_angles)
 
 
 def placed(
-    pixels: NDArray[np.object_],
+    found: Buildings,
     shape: tuple[int, ...],
     transform: Affine,
     crs: CRS,
@@ -94,10 +92,11 @@ def placed(
     simplify: float,
     right_angles: bool = False,
 ) -> Footprints:
-    """`pixel_outlines` of a mask of (H, W), or some of them, as `polygons` describes them."""
+    """Buildings of a scene of (H, W), or some of them, as `polygons` describes them."""
     import pyproj
     import shapely
 
+    pixels = found.outlines
     to_lonlat = pyproj.Transformer.from_crs(crs.to_wkt(), "OGC:CRS84", always_xy=True)
     if simplify > 0 or right_angles:
         scale = _metres_per_pixel(shape, transform, to_lonlat)
@@ -113,7 +112,8 @@ def placed(
     geod = pyproj.Geod(ellps="WGS84")
     area = np.array([geod.geometry_area_perimeter(polygon)[0] for polygon in lonlat], dtype=float)
     keep = area >= min_area
-    return Footprints(crs.to_wkt(), outlines[keep], on_the_globe(lonlat[keep]), area[keep])
+    about = area[keep], found.id[keep], found.confidence[keep]
+    return Footprints(crs.to_wkt(), outlines[keep], on_the_globe(lonlat[keep]), *about)
 
 
 def unwrapped(lonlat: NDArray[np.object_]) -> NDArray[np.object_]:
@@ -159,14 +159,6 @@ def globe_box(unwrapped: Any) -> list[float]:
     return [west, south, east - 360 if east > 180 else east, north]
 
 
-def components(mask: NDArray[np.bool_]) -> NDArray[np.int32]:
-    """Number what hangs together by the sides of its pixels, from 1 up; 0 where the mask is."""
-    found = shapes(mask.astype(np.uint8), mask=mask, connectivity=4)
-    numbered = [(shape, number) for number, (shape, _) in enumerate(found, start=1)]
-    labels = np.zeros(mask.shape, np.int32)
-    return rasterize(numbered, out=labels) if numbered else labels
-
-
 def _metres_per_pixel(
     shape: tuple[int, ...], transform: Affine, to_lonlat: Any
 ) -> NDArray[np.float64]:
@@ -187,19 +179,30 @@ def _apply(transform: Affine, xy: NDArray[np.float64]) -> NDArray[np.float64]:
 
 
 def feature_collection(footprints: Footprints) -> dict[str, Any]:
-    """GeoJSON (RFC 7946): WGS 84 longitude and latitude, shells counter-clockwise, `area_m2`."""
+    """GeoJSON (RFC 7946): WGS 84 longitude and latitude, shells counter-clockwise.
+
+    Properties: `id`, `area_m2`, `confidence`, and `model` where that is known.
+    """
     import shapely
 
     rounded = shapely.transform(footprints.lonlat, lambda xy: np.round(xy, DECIMALS))
     features = [
         {
             "type": "Feature",
-            "properties": {"area_m2": round(float(area), 2)},
+            "properties": about,
             "geometry": shapely.geometry.mapping(polygon),
         }
-        for polygon, area in zip(rounded, footprints.area_m2, strict=True)
+        for polygon, about in zip(rounded, properties(footprints), strict=True)
     ]
     return {"type": "FeatureCollection", "features": features}
+
+
+def properties(footprints: Footprints) -> Iterator[dict[str, Any]]:
+    """What is said of each building beside its outline."""
+    model = {"model": footprints.model} if footprints.model else {}
+    columns = footprints.id, footprints.area_m2, footprints.confidence
+    for identity, area, sure in zip(*(column.tolist() for column in columns), strict=True):
+        yield {"id": identity, "area_m2": round(area, 2), "confidence": round(sure, 3)} | model
 
 
 def write(footprints: Footprints, path: str | Path) -> None:
@@ -217,10 +220,19 @@ def write_geojson(footprints: Footprints, path: str | Path) -> None:
 
 
 def write_geopackage(footprints: Footprints, path: str | Path) -> None:
-    """Layer `buildings` in the scene's own CRS, with `area_m2`; InputError where it can't be."""
+    """Layer `buildings` in the scene's own CRS, the `properties` being columns; InputError where
+    it can't be written."""
     import pyogrio.errors
     import pyogrio.raw
     import shapely
+
+    model = np.full(len(footprints.id), footprints.model, object)
+    columns = {
+        "id": footprints.id,
+        "area_m2": footprints.area_m2,
+        "confidence": footprints.confidence.round(3),
+        "model": model,
+    }
 
     with atomic_write(path) as temporary:
         temporary.unlink()  # the driver makes the file itself, and an empty one is none
@@ -228,8 +240,8 @@ def write_geopackage(footprints: Footprints, path: str | Path) -> None:
             pyogrio.raw.write(
                 temporary,
                 geometry=shapely.to_wkb(footprints.outlines),
-                field_data=[footprints.area_m2],
-                fields=["area_m2"],
+                field_data=list(columns.values()),
+                fields=list(columns),
                 crs=footprints.crs,
                 geometry_type="Polygon",
                 layer="buildings",

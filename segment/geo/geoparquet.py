@@ -24,7 +24,7 @@ _GEO = {
 
 
 def write_geoparquet(batches: Iterable[Footprints], path: str | Path) -> int:
-    """Write the columns `geometry`, `area_m2` and `bbox`; returns the number of outlines.
+    """Write the columns `geometry`, `bbox` and the buildings' `properties`; returns how many.
 
     The geometry is WGS 84 longitude and latitude, the format's default (GeoParquet 1.1, OGC).
     """
@@ -33,7 +33,8 @@ def write_geoparquet(batches: Iterable[Footprints], path: str | Path) -> int:
     import shapely
 
     bbox = pa.struct([(side, pa.float64()) for side in _SIDES])
-    fields = [("geometry", pa.binary()), ("area_m2", pa.float64()), ("bbox", bbox)]
+    about = [("id", pa.int64()), ("area_m2", pa.float64()), ("confidence", pa.float64())]
+    fields = [("geometry", pa.binary()), *about, ("model", pa.string()), ("bbox", bbox)]
     schema = pa.schema(fields, metadata={"geo": json.dumps(_GEO)})
     held, count = schema.empty_table(), 0
     with (
@@ -43,7 +44,8 @@ def write_geoparquet(batches: Iterable[Footprints], path: str | Path) -> int:
         for found in batches:
             count += len(found.lonlat)
             bounds = pa.StructArray.from_arrays(list(shapely.bounds(found.lonlat).T), _SIDES)
-            columns = [shapely.to_wkb(found.lonlat), found.area_m2, bounds]
+            columns = [shapely.to_wkb(found.lonlat), found.id, found.area_m2]
+            columns += [found.confidence.round(3), [found.model] * len(found.id), bounds]
             held = pa.concat_tables([held, pa.table(columns, schema=schema)])
             if len(held) >= GROUP:
                 file.write_table(held, GROUP)

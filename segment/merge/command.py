@@ -4,15 +4,25 @@ import argparse
 import logging
 import tempfile
 from collections.abc import Iterator
+from dataclasses import replace
 from pathlib import Path
 
-from segment.cli import add_outlines, parser
+from segment.cli import add_outlines, add_separate, parser
 from segment.data.rasters import CRS, Window, write_cog
 from segment.errors import InputError
+from segment.geo import buildings
 from segment.geo.footprints import Footprints, placed, require_place, require_vector
 from segment.geo.geoparquet import write_geoparquet
-from segment.merge.mosaic import Masks, Mosaic, mosaics, rows_of_blocks, write_vrt
-from segment.merge.seams import seamless
+from segment.geo.separate import TOGETHER
+from segment.merge.mosaic import (
+    Masks,
+    Mosaic,
+    marks_reader,
+    mosaics,
+    places,
+    rows_of_blocks,
+    write_vrt,
+)
 from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.progress import progress
 from segment.storage.paths import AnyPath, local, to_path, writing
@@ -49,6 +59,8 @@ def _parser() -> argparse.ArgumentParser:
         "--cog", action="store_true", help="write mosaic.tif, too: one Cloud-Optimised GeoTIFF"
     )
     add_outlines(p)
+    add_separate(p, "yes")
+    p.set_defaults(separate=True)
     return p
 
 
@@ -92,7 +104,8 @@ def merge(out: AnyPath, plan: Plan, options: argparse.Namespace) -> None:
                     _write_cog(mosaic, masks, file)
                 print(out / f"{name}.tif")
         with writing(out / "footprints.parquet") as file:
-            outlined = (batch for mosaic in found for batch in _outlined(mosaic, masks, options))
+            of = masks, options, plan.request["name"]
+            outlined = (batch for mosaic in found for batch in _outlined(mosaic, *of))
             count = write_geoparquet(outlined, file)
         print(f"{out / 'footprints.parquet'}: {count} buildings")
 
@@ -108,17 +121,20 @@ def _write_cog(mosaic: Mosaic, masks: Masks, path: Path) -> None:
                 dataset.write_mask(block.valid, window=window)
 
 
-def _outlined(mosaic: Mosaic, masks: Masks, options: argparse.Namespace) -> Iterator[Footprints]:
+def _outlined(
+    mosaic: Mosaic, masks: Masks, options: argparse.Namespace, name: str
+) -> Iterator[Footprints]:
+    """The buildings of a mosaic, batch by batch; `name` is the model's."""
     crs = CRS.from_wkt(mosaic.crs) if mosaic.crs else None
     try:
         require_place(crs, mosaic.transform, mosaic.tiles[0].name)
     except InputError as error:
         log.warning("%s: it gives none", error)
         return
-    rows = (
-        ((block.row, block.col, block.mask) for block in row)
-        for row in progress(list(rows_of_blocks(mosaic, masks)), desc="outlines", unit="row")
-    )
+    rows = progress(places(mosaic, buildings.BLOCK), desc="outlines", unit="row")
     shape = mosaic.height, mosaic.width
-    for pixels in seamless(rows):
-        yield placed(pixels, shape, mosaic.transform, crs, options.min_area, options.simplify)
+    how = mosaic.separation if options.separate else TOGETHER
+    for found in buildings.buildings(marks_reader(mosaic, masks), rows, shape, how):
+        wishes = options.min_area, options.simplify
+        outlines = placed(found, shape, mosaic.transform, crs, *wishes)
+        yield replace(outlines, model=name)

@@ -1,7 +1,8 @@
 """Scenes that lie on one grid as one picture: which they are, its blocks, its virtual raster."""
 
+import itertools
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -12,9 +13,11 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
+from segment.data.ground import ground_pixel_size
 from segment.data.rasters import Window, open_raster, read_mask, shifted
 from segment.errors import InputError
-from segment.predict.shards import MASKS, TAG, Piece, Plan, Source
+from segment.geo.separate import Separation
+from segment.predict.shards import MARKS, MASKS, TAG, Piece, Plan, Source
 
 BLOCK = 4096  # pixels along the side of what is held at once
 
@@ -44,6 +47,7 @@ class Mosaic:
     height: int
     width: int
     tiles: tuple[Sheet, ...]
+    separation: Separation  # in pixels of the grid
     digest: str  # of the plan
 
 
@@ -91,7 +95,18 @@ def _mosaic(
     ]
     place = shifted(first.place, int(low[0]), int(low[1]))
     height, width = (int(size) for size in high - low)
-    return Mosaic(first.crs, place, height, width, tuple(tiles), plan.digest)
+    return Mosaic(
+        first.crs, place, height, width, tuple(tiles), _separation(plan, first), plan.digest
+    )
+
+
+def _separation(plan: Plan, source: Source) -> Separation:
+    """How the model parts buildings in a scene, in its pixels, as when it is predicted alone."""
+    told = dict(plan.request["separation"])
+    wanted = told.pop("pixel_size")
+    size = {"height": source.height, "width": source.width}
+    profile = {"crs": source.crs, "transform": source.place} | size
+    return Separation(**told).on(source.pixel_size or ground_pixel_size(profile), wanted)
 
 
 # ---------------------------------------------------------------- its pixels
@@ -124,7 +139,43 @@ def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Sheet]]) ->
 
 
 def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Sheet]) -> Block:
-    shape = min(BLOCK, mosaic.height - row), min(BLOCK, mosaic.width - col)
+    rows = slice(row, min(row + BLOCK, mosaic.height))
+    cols = slice(col, min(col + BLOCK, mosaic.width))
+    return Block(row, col, *_read(mosaic, masks, (rows, cols), tiles, 1))
+
+
+def marks_reader(mosaic: Mosaic, masks: Masks) -> Callable[[slice, slice], NDArray[np.uint8]]:
+    """What gives the mosaic's marks in any rows and columns, for `buildings`."""
+    sides = np.array([(tile.row, tile.col, tile.height, tile.width) for tile in mosaic.tiles])
+    top, left, height, width = sides.T
+
+    def read(rows: slice, cols: slice) -> NDArray[np.uint8]:
+        meet = (top < rows.stop) & (top + height > rows.start)
+        meet &= (left < cols.stop) & (left + width > cols.start)
+        tiles = [mosaic.tiles[index] for index in np.flatnonzero(meet)]
+        return _read(mosaic, masks, (rows, cols), tiles, MARKS)[0]
+
+    return read
+
+
+def places(mosaic: Mosaic, side: int) -> list[list[tuple[int, int]]]:
+    """Where the blocks of this side begin in which a tile lies, row by row from the top."""
+    found = {
+        (row, col)
+        for tile in mosaic.tiles
+        for row in range(tile.row // side * side, tile.row + tile.height, side)
+        for col in range(tile.col // side * side, tile.col + tile.width, side)
+    }
+    by_row = itertools.groupby(sorted(found), lambda place: place[0])
+    return [list(row) for _, row in by_row]
+
+
+def _read(
+    mosaic: Mosaic, masks: Masks, box: tuple[slice, slice], tiles: list[Sheet], band: int
+) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
+    """A band of the tiles in a box of the mosaic, and where it is valid."""
+    row, col = box[0].start, box[1].start
+    shape = box[0].stop - row, box[1].stop - col
     mask, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
     for tile in tiles:
         rows, own_rows = _shared(row, shape[0], tile.row, tile.height)
@@ -133,10 +184,10 @@ def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Sheet])
             size = dataset.height, dataset.width
             if dataset.tags().get(TAG) != mosaic.digest or size != (tile.height, tile.width):
                 raise InputError(f"{dataset.name} is no mask of this plan: run its shard again")
-            values, seen = read_mask(dataset, Window.from_slices(own_rows, own_cols))
+            values, seen = read_mask(dataset, Window.from_slices(own_rows, own_cols), band)
         mask[rows, cols][seen] = values[seen]
         valid[rows, cols] |= seen
-    return Block(row, col, mask, valid)
+    return mask, valid
 
 
 def _shared(start: int, size: int, other: int, length: int) -> tuple[slice, slice]:

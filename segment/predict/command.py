@@ -4,7 +4,8 @@ import argparse
 import hashlib
 import os
 from collections import Counter
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
+from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
 
@@ -15,6 +16,7 @@ from segment.cli import (
     add_device,
     add_outlines,
     add_reading,
+    add_separate,
     check_folder,
     parser,
     positive,
@@ -25,14 +27,19 @@ from segment.data.rasters import open_raster, shifted, write_cog
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
 from segment.geo import footprints
-from segment.model import Model, load_model, model_file
+from segment.geo.buildings import all_buildings
+from segment.geo.separate import TOGETHER, Separation
+from segment.model import Model, load_model, model_file, model_name
 from segment.plots import overlay
 from segment.predict import shards
+from segment.predict.instances import found_in, write_instances, write_parted
 from segment.predict.scene import (
     OVERLAP,
+    Band,
     check_overlap,
     mask_profile,
     scene_bands,
+    separation,
     write_band,
     write_bands,
 )
@@ -46,7 +53,9 @@ ENDINGS = {
     "png": (".png",),
     "geojson": (".geojson", ".json"),
     "gpkg": (".gpkg",),
+    "instances": (".tif", ".tiff"),
 }
+OUTLINES = ("geojson", "gpkg")
 
 
 def main(arguments: list[str]) -> None:
@@ -88,7 +97,8 @@ def _parser() -> argparse.ArgumentParser:
         "--format",
         choices=ENDINGS,
         help="mask as GeoTIFF, probability as GeoTIFF, picture with the mask over it, outlines as "
-        "GeoJSON or GeoPackage; default: what the ending of --out says, else tif",
+        "GeoJSON or GeoPackage, ids of each pixel's building as GeoTIFF (instances); default: what "
+        "the ending of --out says, else tif",
     )
     p.add_argument(
         "--threshold",
@@ -107,6 +117,7 @@ def _parser() -> argparse.ArgumentParser:
     )
     add_reading(p)
     add_outlines(p)
+    add_separate(p, "outlines and instances yes, masks and pictures no")
     p.add_argument(
         "--shards",
         type=whole(1),
@@ -163,31 +174,42 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
 
 def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.Namespace) -> None:
     threshold = model.info.threshold if options.threshold is None else options.threshold
+    separate = options.format not in ("tif", "png")
+    if options.separate is not None:
+        separate = options.separate
     with open_raster(scene.image) as dataset:
-        if options.format in ("geojson", "gpkg"):  # before the work, not after it
+        if options.format in OUTLINES:  # before the work, not after it
             footprints.require_vector()
             footprints.require_place(dataset.crs, dataset.transform, str(scene.image))
-        bands = scene_bands(
-            model,
-            dataset,
-            options.overlap,
-            options.pixel_size or scene.pixel_size,
-            partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch"),
-            views=options.views,
-        )
-        if options.format in ("tif", "probability"):
-            limit = threshold if options.format == "tif" else None
-            write_bands(bands, path, dataset, limit)
+        size = options.pixel_size or scene.pixel_size
+        bar = partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch")
+        bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
+        how = separation(model, dataset, size) if separate else TOGETHER
+        if options.format == "probability":
+            write_bands(bands, path, dataset, None)
+        elif options.format == "tif" and not separate:
+            write_bands(bands, path, dataset, threshold)
+        elif options.format == "tif":
+            write_parted(bands, path, dataset, threshold, how)
+        elif options.format == "instances":
+            write_instances(bands, path, dataset, threshold, how)
         elif options.format == "png":
-            parts = [(band.pixels, band.mask(threshold)) for band in bands]
-            pixels, mask = (np.concatenate(part) for part in zip(*parts, strict=True))
-            overlay(pixels, mask, path)
+            _picture(bands, path, threshold, how if separate else None)
         else:
-            mask = np.concatenate([band.mask(threshold) for band in bands])
-            place = dataset.transform, dataset.crs
+            found = found_in(bands, dataset, threshold, how)
+            place = dataset.shape, dataset.transform, dataset.crs
             wishes = options.min_area, options.simplify, options.right_angles
-            found = footprints.polygons(mask, *place, *wishes)
-            footprints.write(found, path)
+            outlines = footprints.placed(found, *place, *wishes)
+            footprints.write(replace(outlines, model=model_name(options.model)), path)
+
+
+def _picture(bands: Iterable[Band], path: Path, threshold: float, how: Separation | None) -> None:
+    """Draw the photograph with the mask over it, buildings that touch parted where `how` says."""
+    parts = [(band.pixels, band.marks(threshold)) for band in bands]
+    pixels, mark = (np.concatenate(part) for part in zip(*parts, strict=True))
+    if how:
+        mark = all_buildings(mark, how).parted(slice(0, len(mark)), mark.shape[1])
+    overlay(pixels, np.where(mark > 0, 255, 0).astype(np.uint8), path)
 
 
 def _predict_shard(options: argparse.Namespace) -> None:
@@ -220,7 +242,9 @@ def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Pla
     request = {
         "inputs": options.scenes,
         "model": hashlib.sha256(model_file(options.model).read_bytes()).hexdigest(),
+        "name": model_name(options.model),
         "threshold": threshold,
+        "separation": asdict(model.info.separation) | {"pixel_size": model.info.pixel_size},
         "overlap": options.overlap,
         "pixel_size": options.pixel_size,
         "reading": str(model.info.reading),
@@ -248,7 +272,8 @@ def _predict_piece(model: Model, plan: shards.Plan, piece: shards.Piece, path: P
         bands = scene_bands(model, dataset, overlap, source.pixel_size, bar, **how)
         size = {"height": piece.height, "width": piece.width}
         place = {"transform": shifted(dataset.transform, piece.row, piece.col)}
-        profile = mask_profile(dataset, "uint8") | size | place
+        profile = mask_profile(dataset, "uint8") | size | place | {"count": 2}
         with write_cog(path, profile, {shards.TAG: plan.digest}) as out:
+            out.descriptions = "building", "how sure"  # merge parts buildings by the second
             for band in bands:
-                write_band(out, band, band.mask(threshold))
+                write_band(out, band, np.stack([band.mask(threshold), band.marks(threshold)]))

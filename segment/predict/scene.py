@@ -14,6 +14,7 @@ from segment.data.rasters import Window, open_raster, write_raster
 from segment.data.reading import look, read_pixels
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
+from segment.geo.separate import Separation, marks
 from segment.model import Model
 from segment.predict.blending import (
     WINDOW,
@@ -45,6 +46,10 @@ class Band:
         """255 where there is a building, 0 elsewhere; what isn't valid is no building."""
         building = self.valid & (self.probability >= threshold)
         return np.where(building, 255, 0).astype(np.uint8)
+
+    def marks(self, threshold: float) -> NDArray[np.uint8]:
+        """How sure each pixel of the mask is, as `separate.marks` says: outlines follow from it."""
+        return marks(self.probability, self.valid & (self.probability >= threshold))
 
 
 def scene_bands(
@@ -98,6 +103,12 @@ def check_overlap(overlap: int) -> None:
         raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
 
 
+def separation(model: Model, dataset: Any, pixel_size: float | None) -> Separation:
+    """How the model's buildings are parted in an open scene, in its own pixels."""
+    own = pixel_size or ground_pixel_size(dataset)
+    return model.info.separation.on(own, model.info.pixel_size)
+
+
 def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:
     """The scene's height and width at the model's pixel size."""
     own, wanted = pixel_size or ground_pixel_size(dataset), model.info.pixel_size
@@ -146,6 +157,7 @@ def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: floa
 
 
 def write_band(out: Any, band: Band, values: NDArray[Any]) -> None:
-    rows = Window(0, band.row, out.width, len(values))
-    out.write(values, 1, window=rows)
+    """Write a band's rows, (rows, W), or (C, rows, W) where the raster has C bands."""
+    rows = Window(0, band.row, out.width, len(band.valid))
+    out.write(values if values.ndim == 3 else values[None], window=rows)
     out.write_mask(band.valid, window=rows)

@@ -25,6 +25,7 @@ from segment.storage.documents import read_json, write_json
 from segment.storage.paths import AnyPath, local, writing
 
 MANIFEST, MASKS = "manifest.json", "masks"
+MARKS = 2  # the band of a mask that says how sure it is
 TAG = "MINICNN_PLAN"  # of a mask: the digest of the plan that it belongs to
 BLOCK = 18  # windows along a block's side, at most: about 8,000 pixels, minutes on a CPU
 # Where a process that was started as one of many finds which: AWS Batch, MPICH, Open MPI.
@@ -68,8 +69,8 @@ class Plan:
     """Everything the masks depend on, and which blocks they come in.
 
     request: what was asked for, comparable before any scene is opened: `inputs` as they were named,
-    the `model`'s SHA-256, `threshold`, `overlap`, `pixel_size`, `reading`, `views`,
-    and the number of `shards`.
+    the `model`'s SHA-256 and `name`, `threshold`, `separation` (and its pixel size in metres),
+    `overlap`, `pixel_size`, `reading`, `views`, and the number of `shards`.
     """
 
     request: dict[str, Any]

@@ -156,7 +156,7 @@ def test_geopackage_keeps_the_crs(tmp_path):
     found = footprints.polygons(random_mask(0), Affine(1, 0, 90, 0, -1, 210), crs)
     path = tmp_path / "a.gpkg"
     footprints.write_geopackage(found, path)
-    meta, _, geometry, (area,) = pyogrio.raw.read(path, layer="buildings")
+    meta, _, geometry, (_, area, _, _) = pyogrio.raw.read(path, layer="buildings")
     assert pyproj.CRS(meta["crs"]).equals(pyproj.CRS(crs.to_wkt()), ignore_axis_order=True)
     np.testing.assert_array_equal(area, found.area_m2)
     assert shapely.equals(shapely.from_wkb(geometry), found.outlines).all()

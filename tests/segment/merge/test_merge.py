@@ -14,6 +14,7 @@ from test_shards import Edgy, predict_shards
 
 from segment.data.rasters import shifted
 from segment.errors import InputError
+from segment.geo import buildings as buildings_of
 from segment.geo import footprints
 from segment.merge import command as merge
 from segment.merge import mosaic
@@ -23,6 +24,7 @@ from segment.predict.scene import predict_scene
 
 shapely = pytest.importorskip("shapely")
 geopandas = pytest.importorskip("geopandas")
+pyogrio = pytest.importorskip("pyogrio")
 
 pytestmark = pytest.mark.filterwarnings("ignore::rasterio.errors.NotGeoreferencedWarning")
 
@@ -32,6 +34,7 @@ def small(monkeypatch):
     """Small windows and blocks, so that small pictures have many."""
     monkeypatch.setattr(blending, "WINDOW", 128)
     monkeypatch.setattr(mosaic, "BLOCK", 96)
+    monkeypatch.setattr(buildings_of, "BLOCK", 80)
 
 
 @pytest.fixture
@@ -80,8 +83,15 @@ def test_many_processes_find_what_one_does(
         patch.setattr(predict, "load_model", lambda path: Edgy())
         options = ["--overlap", str(overlap)]
         predict.main([str(scene), "--out", str(folder / "one.tif"), *options])
+        predict.main([str(scene), "--out", str(folder / "one.gpkg"), *options])
         predict_shards([scene], folder / "many", count, rng.permutation(count), *options)
-    merge.main([str(folder / "many"), "--cog", "--simplify", str(simplify)])
+    merge.main([str(folder / "many")])
+    _, _, _, columns = pyogrio.raw.read(folder / "one.gpkg")
+    table = geopandas.read_parquet(folder / "many/footprints.parquet")
+    rows = zip(table.id, table.area_m2, table.confidence, table.model, strict=True)
+    assert sorted(rows) == sorted(zip(*columns, strict=True))
+    together = ["--cog", "--no-separate", "--simplify", str(simplify)]
+    merge.main([str(folder / "many"), *together])
 
     with rasterio.open(folder / "one.tif") as one:
         expected, known = one.read(1), one.dataset_mask()
@@ -130,7 +140,7 @@ def test_scenes_side_by_side_are_one_map(tmp_path, model, epsg):
     ]
     cut(tmp_path / "in", pixels, spans, crs, place)
     predict_shards([tmp_path / "in"], tmp_path / "out", 3, range(3))
-    merge.main([str(tmp_path / "out"), "--cog", "--min-area", "5"])
+    merge.main([str(tmp_path / "out"), "--cog", "--min-area", "5", "--no-separate"])
     whole = np.where(pixels[0] >= 128, 255, 0).astype(np.uint8)
     for name in ("mosaic.vrt", "mosaic.tif"):
         with rasterio.open(tmp_path / "out" / name) as found:
@@ -186,7 +196,7 @@ def test_other_grids_are_other_mosaics_and_said_to_be(tmp_path, model, caplog, c
         write(tmp_path / "in" / f"town{number}.tif", pixels, crs=crs, transform=place)
     predict_shards([tmp_path / "in"], tmp_path / "out", 2, range(2))
     capsys.readouterr()
-    merge.main([str(tmp_path / "out")])
+    merge.main([str(tmp_path / "out"), "--no-separate"])
     assert "the scenes lie on 5 grids (CRS, pixel size, alignment)" in caplog.text
     assert "town5.tif has no georeference" in caplog.text
     names = [f"mosaic-{number}.vrt" for number in range(1, 6)]
