@@ -19,13 +19,9 @@ from segment.data.rasters import open_raster
 from segment.data.reading import read_pixels
 from segment.data.scenes import find_scenes
 from segment.data.tiles import TILE
-from segment.evaluate.examine import (
-    boundary_counts,
-    boundary_distance,
-    match_objects,
-    object_scores,
-)
+from segment.evaluate.examine import boundary_counts, boundary_distance
 from segment.evaluate.metrics import Confusion
+from segment.evaluate.objects import match, object_scores, truth_of
 from segment.model import Model, load_model
 from segment.synthetic.scenes import CITIES, write_scenes
 
@@ -49,17 +45,17 @@ class Score:
 
     pixels: Confusion = field(default_factory=Confusion)
     rims: np.ndarray = field(default_factory=lambda: np.zeros(2, int))
-    objects: np.ndarray = field(default_factory=lambda: np.zeros(3, int))
+    objects: np.ndarray = field(default_factory=lambda: np.zeros(5, int))
 
     def add(self, mask: np.ndarray, label: np.ndarray) -> None:
         known, truth = label != IGNORE, label == 1
         mask = mask.astype(bool) & known
         self.pixels += Confusion.from_masks(mask, label)
         self.rims += boundary_counts(mask[None], truth[None], known[None], RIM)[0]
-        self.objects += match_objects(mask, truth, 1.0)[0]
+        self.objects += match(truth_of(label), truth_of(mask.astype(np.uint8)))[0]
 
     def row(self) -> dict[str, Any]:
-        scores = object_scores(*self.objects.tolist())
+        scores = object_scores(self.objects)
         return {
             "IoU": f"{self.pixels.iou:.3f}",
             "boundary IoU": f"{self.rims[0] / max(1, self.rims[1]):.3f}",

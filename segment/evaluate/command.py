@@ -12,15 +12,25 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import choose_device
-from segment.cli import add_data, add_device, add_reading, check_folder, parser, positive
+from segment.cli import (
+    add_data,
+    add_device,
+    add_reading,
+    add_separate,
+    check_folder,
+    parser,
+    positive,
+    within,
+)
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, Split, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
-from segment.evaluate.examine import Batch, examine
-from segment.evaluate.metrics import Confusion, count_tiles, table
+from segment.evaluate.examine import Batch, Findings, examine
+from segment.evaluate.metrics import Confusion, table
 from segment.evaluate.report import Evaluation, write_report
+from segment.geo.separate import TOGETHER
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.predict.views import add_views, averaged
@@ -50,12 +60,10 @@ def predictions(
 
 def evaluate_tiles(
     model: Model, store: TileStore, indices: NDArray[np.intp], batch_size: int = BATCH
-) -> NDArray[np.int64]:
-    """Confusion counts (T, 4) of the tiles `indices`, binarised at the model's own threshold."""
-    counts = np.zeros((len(indices), 4), np.int64)
-    for part, probability, labels in predictions(model, store, indices, batch_size):
-        counts[part] = count_tiles(probability, labels, model.info.threshold)
-    return counts
+) -> Findings:
+    """Findings on the tiles `indices`, at the model's own threshold and separation."""
+    batches, info = predictions(model, store, indices, batch_size), model.info
+    return examine(batches, len(indices), info.threshold, store.pixel_size, info.separation)
 
 
 def ranked(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:
@@ -101,6 +109,8 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     model = load_model(path).to(choose_device(options.device))
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
+    if options.threshold is not None:
+        model.info = replace(model.info, threshold=options.threshold)
     folder = _run(path)
     store, indices, what = _choose(options, model, folder)
     model = model.at(options.score_at)
@@ -109,7 +119,9 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
         print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
     batches = predictions(model, store, indices, views=options.views)
     pixel_size = store.pixel_size or model.info.pixel_size
-    findings = examine(batches, len(indices), model.info.threshold, pixel_size)
+    how = model.info.separation.on(pixel_size, model.info.pixel_size)
+    how = how if options.separate else TOGETHER
+    findings = examine(batches, len(indices), model.info.threshold, pixel_size, how)
     examples: dict[str, list[Example]] = {}
     if options.report is not None:
         order, ious = ranked(findings.pixels)
@@ -173,6 +185,14 @@ def _parser() -> argparse.ArgumentParser:
         help="cut and score tiles of this ground resolution, whatever the model works at: so that "
         "models of different pixel sizes can be compared; default: the model's",
     )
+    p.add_argument(
+        "--threshold",
+        type=within(0, 1),
+        metavar="F",
+        help="probability from which a pixel is building; default: each model's own",
+    )
+    add_separate(p, "yes")
+    p.set_defaults(separate=True)
     add_views(p)
     add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")

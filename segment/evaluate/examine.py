@@ -1,12 +1,13 @@
 """What a model gets right and wrong on tiles, in one pass: pixels, outlines, whole buildings.
 
-Every tile is looked at by itself, so a roof that a tile's edge cuts is two, and touching roofs are
-one. Pixels without a label are background in truth and prediction alike, and count nowhere.
+Every tile is looked at by itself, so a roof that a tile's edge cuts is two. True roofs that touch
+are one, unless the labels leave a gap; predicted ones are parted as outlines are. Pixels without a
+label are background in truth and prediction alike, and count nowhere.
 """
 
 import math
 from collections.abc import Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from typing import Any
 
 import numpy as np
@@ -14,8 +15,9 @@ from numpy.typing import NDArray
 
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.tiles import Tile
-from segment.evaluate.metrics import BINS, Confusion, count_tiles, histogram, summarise
-from segment.geo.footprints import components
+from segment.evaluate.metrics import BINS, count_tiles, histogram, summarise
+from segment.evaluate.objects import Numbers, match, object_scores, truth_of
+from segment.geo.separate import TOGETHER, Separation, marks, numbered
 
 BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches
 SIZES = (0, 50, 100, 200, 500, 1000)  # m2 (or pixels): where the classes of buildings begin
@@ -28,9 +30,10 @@ Batch = tuple[slice, NDArray[np.float32], NDArray[np.uint8]]
 class Findings:
     """Counts of T tiles; besides a few numbers a tile, nothing grows with T.
 
-    pixels (T, 4): tp, fp, fn, tn; boundary (T, 2): intersection and union; objects (T, 3): true,
-    predicted, matched; histogram (2, 256) as `metrics.histogram` has it; sizes (S, 6): by class
-    of area, true buildings, found ones, their pixels, pixels hit, predicted ones, right ones.
+    pixels (T, 4): tp, fp, fn, tn; boundary (T, 2): intersection and union; objects (T, 5): true,
+    predicted, matched, merged, split; histogram (2, 256) as `metrics.histogram` has it; sizes
+    (S, 6): by class of area, true buildings, found ones, their pixels, pixels hit, predicted ones,
+    right ones.
     """
 
     pixels: NDArray[np.int64]
@@ -41,7 +44,7 @@ class Findings:
 
     def summary(self, tiles: Sequence[Tile]) -> dict[str, Any]:
         """`metrics.summarise`, its pooled rows (all tiles, cities, scenes) with more scores:
-        "boundary_iou" and, of buildings, "found" (recall), "right" (precision) and their "f1"."""
+        "boundary_iou" and "objects", the `object_scores`."""
         scored = summarise(self.pixels, tiles)
         city = np.array([tile.city for tile in tiles])
         scene = np.array([f"{tile.city}/{tile.scene}" for tile in tiles])
@@ -51,27 +54,33 @@ class Findings:
                 self._add_scores(row, names == name)
         return scored
 
+    def rows(self) -> NDArray[np.int64]:
+        """What is known of each tile, (T, 11), for processes to share."""
+        return np.concatenate([self.pixels, self.boundary, self.objects], axis=1)
+
+    def with_rows(self, rows: NDArray[np.int64]) -> "Findings":
+        """These with the tiles of all processes."""
+        return replace(self, pixels=rows[:, :4], boundary=rows[:, 4:6], objects=rows[:, 6:])
+
     def _add_scores(self, row: dict[str, Any], where: NDArray[np.bool_]) -> None:
         shared, union = self.boundary[where].sum(axis=0)
         row["boundary_iou"] = float(shared / union) if union else 1.0
-        row["objects"] = object_scores(*self.objects[where].sum(axis=0))
-
-
-def object_scores(true: int, predicted: int, matched: int) -> dict[str, Any]:
-    """How many buildings were found, and how many of the predicted ones are right."""
-    count = Confusion(tp=int(matched), fp=int(predicted - matched), fn=int(true - matched))
-    scores = {"found": count.recall, "right": count.precision, "f1": count.f1}
-    return {"true": int(true), "predicted": int(predicted)} | scores
+        row["objects"] = object_scores(self.objects[where].sum(axis=0))
 
 
 def examine(
-    batches: Iterable[Batch], count: int, threshold: float, pixel_size: float | None
+    batches: Iterable[Batch],
+    count: int,
+    threshold: float,
+    pixel_size: float | None,
+    how: Separation = TOGETHER,
 ) -> Findings:
     """Findings over `count` tiles, from (slice of tiles, probabilities, labels) batch by batch.
 
-    pixel_size in metres gives areas in m2; None leaves them in pixels.
+    pixel_size in metres gives areas in m2; None leaves them in pixels. `how` parts predicted
+    buildings that touch.
     """
-    shapes = (count, 4), (count, 2), (count, 3), (2, BINS), (len(SIZES), 6)
+    shapes = (count, 4), (count, 2), (count, 5), (2, BINS), (len(SIZES), 6)
     found = Findings(*(np.zeros(shape, np.int64) for shape in shapes))
     for part, probability, labels in batches:
         found.pixels[part] = count_tiles(probability, labels, threshold)
@@ -80,9 +89,11 @@ def examine(
         truth = labels == BUILDING
         distance = boundary_distance(*labels.shape[1:])
         found.boundary[part] = boundary_counts(predicted, truth, labels != IGNORE, distance)
-        for index, (p, t) in enumerate(zip(predicted, truth, strict=True), part.start):
-            found.objects[index], sizes = match_objects(p, t, (pixel_size or 1.0) ** 2)
-            found.sizes += sizes
+        marked = marks(probability, predicted)
+        for index, (mark, label) in enumerate(zip(marked, labels, strict=True), part.start):
+            both = truth_of(label), numbered(mark, how)
+            found.objects[index], hit, right = match(*both)
+            found.sizes += sizes_of(*both, hit, right, (pixel_size or 1.0) ** 2)
     return found
 
 
@@ -127,27 +138,22 @@ def eroded(mask: NDArray[np.bool_], distance: int) -> NDArray[np.bool_]:
 # ---------------------------------------------------------------- buildings
 
 
-def match_objects(
-    predicted: NDArray[np.bool_], truth: NDArray[np.bool_], pixel_area: float
-) -> tuple[NDArray[np.int64], NDArray[np.int64]]:
-    """Count whole buildings of one tile: (true, predicted, matched), and (S, 6) as in `Findings`.
-
-    Two match if their IoU is above one half; nothing can then match twice (Kirillov et al. 2019,
-    arXiv:1801.00868). A building is what hangs together by the sides of its pixels.
-    """
-    a, b = components(truth), components(predicted)
-    area_a, area_b = np.bincount(a.ravel()), np.bincount(b.ravel())
-    pairs, shared = np.unique(a.astype(np.int64) * len(area_b) + b, return_counts=True)
-    i, j = np.divmod(pairs, len(area_b))  # 0 is no building
-    match = (i > 0) & (j > 0) & (2 * shared > area_a[i] + area_b[j] - shared)
-    found, right = np.zeros_like(area_a), np.zeros_like(area_b)
-    found[i[match]] = right[j[match]] = 1
-    hit = np.bincount(a[predicted], minlength=len(area_a))
+def sizes_of(
+    truth: Numbers,
+    predicted: Numbers,
+    found: NDArray[np.bool_],
+    right: NDArray[np.bool_],
+    area: float,
+) -> NDArray[np.int64]:
+    """The (S, 6) `Findings.sizes` of one tile, from its buildings and `objects.match`; `area` is a
+    pixel's."""
+    size_a, size_b = np.bincount(truth.ravel()), np.bincount(predicted.ravel())
+    hit = np.bincount(truth[predicted > 0], minlength=len(size_a))
     sizes = [
-        *_by_size(area_a * pixel_area, np.ones_like(area_a), found, area_a, hit),
-        *_by_size(area_b * pixel_area, np.ones_like(area_b), right),
+        *_by_size(size_a * area, np.ones_like(size_a), np.append(0, found), size_a, hit),
+        *_by_size(size_b * area, np.ones_like(size_b), np.append(0, right)),
     ]
-    return np.array([len(area_a) - 1, len(area_b) - 1, match.sum()]), np.stack(sizes, axis=1)
+    return np.stack(sizes, axis=1)
 
 
 def _by_size(area: NDArray[Any], *values: NDArray[np.int64]) -> list[NDArray[np.int64]]:

@@ -183,12 +183,14 @@ def table(summary: dict[str, Any]) -> str:
     rows += [(f"scene {name}", row) for name, row in summary["scenes"].items()]
     width = max(len(name) for name, _ in rows)
     head = f"{'':{width}}  tiles  built    IoU  accuracy  precision  recall     F1"
-    lines = [f"{head} | all background: IoU  accuracy"]
+    known = any("objects" in row for _, row in rows)
+    lines = [f"{head} | all background: IoU  accuracy" + " | buildings' F1" * known]
     for name, row in rows:
         none = row["background"]
+        whole = f" | {row['objects']['f1']:13.3f}" if "objects" in row else " " * 16 * known
         lines.append(
             f"{name:{width}} {row['tiles']:6d} {row['building']:6.1%} {row['iou']:6.3f} "
             f"{row['accuracy']:9.3f} {row['precision']:10.3f} {row['recall']:7.3f} "
-            f"{row['f1']:6.3f} | {none['iou']:19.3f} {none['accuracy']:9.3f}"
+            f"{row['f1']:6.3f} | {none['iou']:19.3f} {none['accuracy']:9.3f}{whole}"
         )
     return "\n".join(lines)

@@ -85,7 +85,8 @@ class Evaluation:
         return (
             f"boundary IoU {row['boundary_iou']:.3f}; of {objects['true']:,} buildings "
             f"{objects['found']:.1%} found, of {objects['predicted']:,} predicted "
-            f"{objects['right']:.1%} right, F1 {objects['f1']:.3f}"
+            f"{objects['right']:.1%} right, F1 {objects['f1']:.3f}; {objects['merged']:,} merged, "
+            f"{objects['split']:,} split, {objects['predicted_per_true']:.2f} predicted per true"
         )
 
 
@@ -161,6 +162,7 @@ def _regions(each: Evaluation) -> str:
     rows += list(summary["cities"].items())
     head = ["region", "tiles", "built", "IoU", "accuracy", ALL_BACKGROUND]
     head += ["precision", "recall", "F1", "boundary IoU", "buildings", "found", "right"]
+    head += ["F1 of buildings", "merged", "split", "predicted per true"]
     return _table("By region", head, [_region(name, row) for name, row in rows])
 
 
@@ -169,11 +171,13 @@ def _region(name: str, row: dict[str, Any]) -> list[str]:
     shares += [row["precision"], row["recall"], row["f1"]]
     cells = [name, f"{row['tiles']:,}", *map(_percent, shares)]
     if "objects" not in row:
-        return [*cells, *[""] * 4]
+        return [*cells, *[""] * 8]
     objects = row["objects"]
     count = f"{objects['true']:,}"
     wholes = [_percent(row["boundary_iou"]), count, _percent(objects["found"])]
-    return [*cells, *wholes, _percent(objects["right"])]
+    counts = [f"{objects[kind]:,}" for kind in ("merged", "split")]
+    per_true = f"{objects['predicted_per_true']:.2f}"
+    return [*cells, *wholes, _percent(objects["right"]), _percent(objects["f1"]), *counts, per_true]
 
 
 def _by_size(each: Evaluation) -> str:
@@ -276,8 +280,11 @@ and none is predicted, its scores are 1.</dd>
 <dd>IoU of the masks' rims, {boundary_distance(TILE, TILE)} pixels wide (2 % of a tile's
 diagonal): Cheng et al. 2021, arXiv:2103.16562. A tile's edge counts as an outline.</dd>
 <dt>Buildings found, right</dt>
-<dd>A true building is found, and a predicted one right, if the two have an IoU above 0.5. Touching
-roofs are one building; a tile's edge cuts buildings.</dd>
+<dd>A true building is found, and a predicted one right, if the two have an IoU above 0.5. True
+roofs that touch are one building; a tile's edge cuts buildings.</dd>
+<dt>Merged, split</dt>
+<dd>True buildings of which one predicted building covers more than half of each; true buildings in
+which two or more predicted ones lie, each with most of itself and on at least a tenth.</dd>
 <dt>Calibration error</dt>
 <dd>The mean distance of probability and share of buildings, over sixteen classes of probability,
 weighted by pixels.</dd>

@@ -27,7 +27,7 @@ from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.command import evaluate_tiles, example, ranked
-from segment.evaluate.metrics import summarise, table
+from segment.evaluate.metrics import table
 from segment.model import Model, ModelInfo, load_model
 from segment.plots import examples
 from segment.run_folder import Run
@@ -266,11 +266,12 @@ def _test(
     """Score the best model on the test part; draw examples of what it finds there."""
     model = world.share(lambda: load_model(folder.best)).to(device)
     own, _ = world.part(tiles)
-    counts = world.gather(evaluate_tiles(model, store, own))[: len(tiles)]
+    findings = evaluate_tiles(model, store, own)
+    findings = findings.with_rows(world.gather(findings.rows())[: len(tiles)])
     if world.rank > 0:
         return
-    _draw_examples(folder, store, tiles, model, counts)
-    summary = summarise(counts, [store.tiles[i] for i in tiles])
+    _draw_examples(folder, store, tiles, model, findings.pixels)
+    summary = findings.summary([store.tiles[i] for i in tiles])
     document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
     write_json(folder.metrics, document)  # last: it marks the run as finished
     folder.mirror()

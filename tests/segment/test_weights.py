@@ -10,7 +10,7 @@ from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
 from segment.data.tiles import open_store
 from segment.evaluate.command import evaluate_tiles
-from segment.evaluate.metrics import Confusion, summarise
+from segment.evaluate.metrics import Confusion
 from segment.model import BUNDLED, load_model
 from segment.synthetic.scenes import draw_scene
 
@@ -50,8 +50,8 @@ def test_its_card_gives_its_scores_in_places_it_was_not_trained_on(tmp_path, pho
     store = open_store(scenes, pixel_size=0.3, cache=tmp_path)
     split = make_split(store.tiles, "scene", model.info.trained["seed"])
     tiles = split.indices(store.tiles, "test")
-    counts = evaluate_tiles(model, store, tiles)
-    cities = summarise(counts, [store.tiles[i] for i in tiles])["cities"]
+    findings = evaluate_tiles(model, store, tiles)
+    cities = findings.summary([store.tiles[i] for i in tiles])["cities"]
     rows = re.findall(r"^\| ([\w-]+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", CARD, re.M)
     assert {name for name, *_ in rows} == set(cities)
     for name, count, *figures in rows:

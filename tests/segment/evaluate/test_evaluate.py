@@ -16,6 +16,7 @@ from segment.evaluate import command as evaluate
 from segment.evaluate.command import evaluate_tiles, main
 from segment.evaluate.examine import examine
 from segment.evaluate.metrics import Confusion, table
+from segment.geo.separate import Separation
 from segment.model import ModelInfo, load_model, save_model
 from segment.storage.documents import write_json
 from segment.unet import UNet
@@ -71,9 +72,10 @@ def test_tiles_are_counted_in_the_order_asked_for(batch_size):
     store = SimpleNamespace(
         images=rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8),
         labels=rng.choice(np.array([0, 1, 255], np.uint8), (9, 16, 16)),
+        pixel_size=None,
     )
     indices = np.array([7, 0, 3, 8, 5])
-    counts = evaluate_tiles(Redness(), store, indices, batch_size)
+    counts = evaluate_tiles(Redness(), store, indices, batch_size).pixels
     for row, index in zip(counts, indices, strict=True):
         predicted = store.images[index, ..., 0] >= 0.6 * 255
         assert Confusion(*row) == Confusion.from_masks(predicted, store.labels[index])
@@ -85,7 +87,9 @@ def counted(run, data, cache, keep):
     chosen = [i for i, tile in enumerate(store.tiles) if keep(tile)]
     probability = load_model(run).predict(np.asarray(store.images[chosen]))
     whole = [(slice(0, len(chosen)), probability, store.labels[chosen])]
-    return examine(whole, len(chosen), 0.4, None).summary([store.tiles[i] for i in chosen])
+    return examine(whole, len(chosen), 0.4, None, Separation()).summary(
+        [store.tiles[i] for i in chosen]
+    )
 
 
 def approx(summary):

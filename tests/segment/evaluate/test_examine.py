@@ -7,7 +7,7 @@ import pytest
 
 from segment.evaluate import examine
 from segment.evaluate.metrics import Confusion, histogram
-from segment.geo.footprints import components
+from segment.evaluate.objects import match, object_scores, truth_of
 
 
 def random_masks(seed, shape=(3, 40, 52), share=0.55):
@@ -33,6 +33,11 @@ def flooded(mask):
     return found
 
 
+def of(mask):
+    """Buildings numbered: what touches by a side is one."""
+    return truth_of(mask.astype(np.uint8))
+
+
 def pieces(labels):
     return {
         frozenset((int(i), int(j)) for i, j in np.argwhere(labels == number))
@@ -41,13 +46,13 @@ def pieces(labels):
 
 
 @pytest.mark.parametrize("seed", range(3))
-def test_components_equal_a_flood_fill(seed):
+def test_true_buildings_equal_a_flood_fill(seed):
     mask = random_masks(seed)[0]
     mask[3, 3] = not mask[3, 3]  # a hole, or a speck
-    labels = components(mask)
+    labels = truth_of(mask.astype(np.uint8))
     assert (labels > 0).tolist() == mask.tolist()
     assert pieces(labels) == flooded(mask)
-    assert not components(np.zeros((4, 5), bool)).any()
+    assert not truth_of(np.zeros((4, 5), np.uint8)).any()
 
 
 @pytest.mark.parametrize("distance", [1, 2, 7])
@@ -91,10 +96,12 @@ def test_boundary_counts_equal_a_loop_over_pixels():
 def test_buildings_are_matched_as_sets_of_pixels_are(seed):
     truth = random_masks(seed, (1, 40, 52), 0.45)[0]
     predicted = np.where(np.random.default_rng(seed).random((40, 52)) < 0.08, ~truth, truth)
-    counts, sizes = examine.match_objects(predicted, truth, pixel_area=10.0)
+    both = of(truth), of(predicted)
+    counts, hit, sure = match(*both)
+    sizes = examine.sizes_of(*both, hit, sure, 10.0)
     a, b = flooded(truth), flooded(predicted)
     pairs = [(x, y) for x in a for y in b if len(x & y) / len(x | y) > 0.5]
-    assert counts.tolist() == [len(a), len(b), len(pairs)] and 0 < len(pairs) < len(a)
+    assert counts[:3].tolist() == [len(a), len(b), len(pairs)] and 0 < len(pairs) < len(a)
     expected = np.zeros((6, 6), int)
     inside = set(zip(*map(np.ndarray.tolist, np.nonzero(predicted)), strict=True))
     found, right = {x for x, _ in pairs}, {y for _, y in pairs}
@@ -115,16 +122,25 @@ def test_half_is_not_enough_and_nothing_matches_twice():
     truth[1, 1:7] = True
     halves = truth.copy()
     halves[1, 4] = False  # 3 and 2 of 6 pixels
-    assert examine.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 0]
+    assert match(of(truth), of(halves))[0].tolist() == [1, 2, 0, 0, 1]
     halves[1, 4], halves[1, 5] = True, False  # 4 and 1
-    assert examine.match_objects(halves, truth, 1.0)[0].tolist() == [1, 2, 1]
+    assert match(of(truth), of(halves))[0].tolist() == [1, 2, 1, 0, 1]
     nothing = np.zeros((4, 9), bool)
-    assert examine.match_objects(nothing, truth, 1.0)[0].tolist() == [1, 0, 0]
-    assert examine.match_objects(nothing, nothing, 1.0)[0].tolist() == [0, 0, 0]
-    assert examine.object_scores(4, 8, 3) == {
-        "true": 4, "predicted": 8, "found": 0.75, "right": 0.375, "f1": 0.5
+    assert match(of(truth), of(nothing))[0].tolist() == [1, 0, 0, 0, 0]
+    assert match(of(nothing), of(nothing))[0].tolist() == [0, 0, 0, 0, 0]
+    assert object_scores(np.array([4, 8, 3, 2, 1])) == {
+        "true": 4, "predicted": 8, "predicted_per_true": 2, "merged": 2, "split": 1,
+        "found": 0.75, "right": 0.375, "f1": 0.5,
     }  # fmt: skip
-    assert examine.object_scores(0, 0, 0)["f1"] == 1
+    assert object_scores(np.zeros(5, int))["f1"] == 1
+
+
+def test_merged_and_split_are_counted_in_true_buildings():
+    """Two roofs and a bit of a third under one blob; a roof in two pieces and a speck."""
+    truth, found = np.zeros((2, 20, 60), bool)
+    truth[2:8, 2:8] = truth[2:8, 10:16] = truth[2:8, 18:24] = truth[10:20, 30:50] = True
+    found[2:8, 2:19] = found[10:20, 30:38] = found[10:20, 39:48] = found[10:11, 49:50] = True
+    assert match(of(truth), of(found))[0].tolist() == [4, 4, 0, 2, 1]
 
 
 def scattered(seed, count=20_000):
@@ -183,10 +199,12 @@ def test_one_pass_gathers_all_of_it_tile_by_tile():
         assert Confusion(*got.pixels[n]) == Confusion.from_masks(p, labels[n])
         known = labels[n : n + 1] < 2
         rims = examine.boundary_counts(p[None], t[None], known, 1)[0]
-        objects, sizes = examine.match_objects(p, t, 9.0)
+        both = of(t), of(p)
+        objects, hit, sure = match(*both)
+        sizes = examine.sizes_of(*both, hit, sure, 9.0)
         row = whole["scenes"][f"{tiles[n].city}/s{n}"]
         assert row["boundary_iou"] == pytest.approx(rims[0] / rims[1])
-        assert row["objects"] == examine.object_scores(*objects)
+        assert row["objects"] == object_scores(objects)
         got.sizes -= sizes
     assert not got.sizes.any()
     np.testing.assert_array_equal(got.histogram, histogram(probability, labels))

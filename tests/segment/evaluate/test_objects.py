@@ -1,0 +1,58 @@
+"""What a separation is calibrated on: towns whose gaps are known."""
+
+import numpy as np
+import pytest
+
+from segment.evaluate.objects import calibrate_separation, match, object_scores, spread, truth_of
+from segment.geo.separate import Separation, marks, numbered
+
+
+def row_of_houses(seed, gap):
+    """Houses 8 pixels wide with a pixel between them, whose log-odds fall by `gap` there; within a
+    roof they waver by half a log-odd."""
+    rng = np.random.default_rng(seed)
+    odds, label = np.full((40, 60), -5.0), np.zeros((40, 60), np.uint8)
+    for row in (3, 15, 27):
+        odds[row : row + 9, 3:57] = 4.0
+        label[row : row + 9, 3:57] = 1
+        odds[row : row + 9, 11:57:9] -= gap
+        label[row : row + 9, 11:57:9] = 0
+    odds[label == 1] += rng.uniform(-0.25, 0.25, (label == 1).sum())
+    return (1 / (1 + np.exp(-odds))).astype(np.float32), label
+
+
+def f1(probability, label, how):
+    found = numbered(marks(probability, probability >= 0.4), how)
+    return object_scores(match(truth_of(label), found)[0])["f1"]
+
+
+def test_the_calibrated_separation_finds_the_houses():
+    samples = [("town", *row_of_houses(seed, gap=2.5)) for seed in range(4)]
+    how = calibrate_separation(samples, 0.4)
+    other = row_of_houses(9, gap=2.5)
+    assert f1(*other, how) == 1.0
+    assert f1(*other, Separation(12.0, 1.0)) < 0.1  # three blobs
+    assert f1(*other, Separation(0.1, 0.0)) < 0.5  # crumbs
+
+
+def test_each_city_has_one_voice():
+    """Many tiles whose roofs fall apart don't outvote one with narrow gaps, nor the reverse."""
+    narrow = [("old", *row_of_houses(seed, gap=1.0)) for seed in range(2)]
+    wide = [("new", *row_of_houses(seed, gap=3.5)) for seed in range(8)]
+    how = calibrate_separation([*narrow, *wide], 0.4)
+    assert all(f1(*row_of_houses(9, gap), how) > 0.9 for gap in (1.0, 3.5))
+
+
+def test_without_buildings_the_default_stays():
+    nothing = np.zeros((20, 20), np.float32)
+    assert calibrate_separation([("a", nothing, nothing.astype(np.uint8))], 0.5) == Separation()
+    assert calibrate_separation([], 0.5) == Separation()
+
+
+@pytest.mark.parametrize("most", [1, 7, 100])
+def test_tiles_to_calibrate_on_are_of_all_cities(most):
+    cities = np.array(["large"] * 50 + ["small"] * 3 + ["middle"] * 20)
+    chosen = spread(cities, most)
+    assert len(set(chosen)) == min(most, len(cities))
+    assert len({cities[i] for i in chosen}) == min(most, 3)
+    assert most < 7 or (cities[chosen] == "small").sum() in (2, 3)
