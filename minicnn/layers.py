@@ -25,7 +25,7 @@ class Layer:
         self.grads: dict[str, Array] = {}
         self.state: dict[str, Array] = {}
         self.cache: Any = None
-        self.kept: dict[Any, Any] | None = None  # what inference derived from a frozen layer
+        self.kept: dict[str, Any] = {}  # what inference made of the weights, for use again
 
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output; what `backward` will need is kept."""
@@ -36,7 +36,7 @@ class Layer:
         raise NotImplementedError
 
     def predict(self, x: Array) -> Array:
-        """The output in inference, with nothing kept: safe to call from several threads."""
+        """The output in inference; `backward` gets nothing from it. Several threads may call it."""
         raise NotImplementedError
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -85,21 +85,18 @@ class Layer:
             for arrays in (layer.params, layer.grads, layer.state):
                 for key, array in arrays.items():
                     arrays[key] = function(array)
-                    if arrays[key] is not array:
-                        layer.kept = None
-            layer.cache = None
+            layer.cache, layer.kept = None, {}
         return self
 
     def freeze(self) -> "Layer":
-        """Make every array read-only: inference keeps what it derives from them, for use again.
+        """Make every array read-only: inference then need not look whether they have changed.
 
-        `astype`, and `to` another device, put new, writable arrays in their place, and end it.
+        `astype`, and `to` another device, put new, writable arrays in their place.
         """
         for _, layer in self.walk():
             for array in (*layer.params.values(), *layer.state.values()):
                 if isinstance(array, np.ndarray):
                     array.flags.writeable = False
-            layer.kept = {}
         return self
 
     def recall(self) -> Any:

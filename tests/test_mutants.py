@@ -256,6 +256,13 @@ MUTANTS = {
         "self.steps = 0",
         f"{OPTIM_TESTS}resuming_from_a_file_is_bit_for_bit[adam]",
     ),
+    "folded weights kept whatever became of the weights": Mutant(
+        "minicnn/kernels/cpu/conv_block.py",
+        "return all(_unchanged(a, b) for a, b in zip(arrays, self.arrays, strict=True))",
+        "return True",
+        "tests/minicnn/test_fast_kernels.py::test_inference_makes_its_weights_once_and_anew_whenever"
+        "_an_array_has_changed",
+    ),
     "checksum not looked at": Mutant(
         CHECKPOINT,
         "if _digest(arrays, document) != digest:",

@@ -125,7 +125,7 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
         y, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad)
         dx, grads = conv_block.conv_bn_relu_backward(dy, cache, True)
         known = cache.statistics
-        folded = conv_block.conv_bn_relu_predict(sources, weights, known, pad, None)
+        folded = conv_block.conv_bn_relu_predict(sources, weights, known, pad, {})
     dx64, dskip64, grads64 = ops.conv_bn_relu_backward(dy.astype(float), cache64)
     dx64 *= x.value() > 0
 
@@ -348,6 +348,46 @@ def test_a_frozen_net_cannot_move_under_what_it_keeps(rng):
         mc.optim.Adam(net).step()
     with pytest.raises(ValueError, match="read-only"):
         net.parameters()["encoder0.0.w"][...] = 0
+
+
+def changes(net, rng):
+    """Ways in which a net's arrays change, one after another."""
+    weights = net.parameters()
+    yield mc.optim.Adam(net).step
+    yield lambda: weights["encoder4.1.w"].__setitem__((0, 0, 0, 0), 7)
+    yield lambda: weights["decoder0.0.gamma"].__imul__(2)
+    yield lambda: net.forward(normal(rng, 1, 32, 32, 3), training=True)  # running statistics
+    other = mc.checkpoint.net_arrays(UNet(seed=5))
+    yield lambda: mc.checkpoint.load_net(net, other, "other")
+    yield lambda: net.encoder[0][0].params.update(b=normal(rng, 16))
+    yield net.freeze
+
+
+def test_inference_makes_its_weights_once_and_anew_whenever_an_array_has_changed(rng, monkeypatch):
+    made = []
+    for way in METHODS:
+        real = way.weights
+        monkeypatch.setattr(way, "weights", lambda *a, real=real: made.append(1) or real(*a))
+    net, x = UNet(), normal(rng, 1, 32, 32, 3)
+    step(net, *batch(rng, 1, 32))
+    for change in changes(net, rng):
+        net.predict(x)
+        change()
+        y, fresh = net.predict(x), UNet()
+        mc.checkpoint.load_net(fresh, mc.checkpoint.net_arrays(net), "copy")
+        np.testing.assert_array_equal(y, fresh.predict(x))
+        made.clear()
+        np.testing.assert_array_equal(net.predict(x), y)
+        assert not made
+
+
+def test_arrays_that_are_writable_again_are_looked_at(rng):
+    net, x = UNet().freeze(), normal(rng, 1, 32, 32, 3)
+    before = net.predict(x)
+    w = net.parameters()["encoder0.0.w"]
+    w.flags.writeable = True
+    w *= -1
+    assert np.abs(net.predict(x) - before).max() > 1e-4 * np.abs(before).max()
 
 
 def test_a_net_that_is_not_frozen_sees_its_weights_move(rng):

@@ -157,15 +157,17 @@ def conv_bn_relu_predict(
     weights: BlockWeights,
     statistics: Statistics,
     pad: Pad = 0,
-    kept: dict[Any, Any] | None = None,
+    kept: dict[str, Any] | None = None,
 ) -> Any:
     """The block in inference: by given statistics, with nothing kept for a backward pass.
 
-    kept: what was derived from these very constants before, for use again; None: they may change.
+    kept: this block's own place for what is derived from its weights, for use again.
     """
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     if conv_block.fits(sources, weights, pad):
-        y = conv_block.conv_bn_relu_predict(sources, weights, statistics, pad, kept)
+        y = conv_block.conv_bn_relu_predict(
+            sources, weights, statistics, pad, {} if kept is None else kept
+        )
         return y if isinstance(x, Map) else y.value()
     return conv_bn_relu(x, skip, weights, statistics, pad)[0]
 

@@ -145,7 +145,7 @@ def conv_bn_relu_predict(
     weights: BlockWeights,
     statistics: Statistics,
     pad: Pad,
-    kept: dict[Any, Any] | None,
+    kept: dict[str, "Folded"],
 ) -> Map:
     """The block in inference: batch norm is folded into the weights.
 
@@ -155,17 +155,41 @@ def conv_bn_relu_predict(
     (top, _), (left, _) = pads(pad)
     sources = [Map(x.value()) if x.scaled else x for x in sources]
     how = _method(sources, w)
-    if kept is None or type(how) not in kept:
+    folded = kept.get("folded")
+    if folded is None or not folded.holds_for(*weights, *statistics):
+        folded = kept["folded"] = Folded(*weights, *statistics)
+    if type(how) not in folded.ways:
         scale = (gamma / np.sqrt(statistics.var + EPS)).astype(np.float32)
         shift = (beta + (b - statistics.mean) * scale).astype(np.float32)
-        U = how.weights(w * scale, np.ones(w.shape[2], np.float32))
-        if kept is not None:
-            kept[type(how)] = U, shift
-    else:
-        U, shift = kept[type(how)]
+        folded.ways[type(how)] = how.weights(w * scale, np.ones(w.shape[2], np.float32)), shift
+    U, shift = folded.ways[type(how)]
     y = empty(*sources[0].shape[:3], len(b))
     _convolve(how, U, shift, sources, top, left, y)
     return Map(y, rectified=True)
+
+
+class Folded:
+    """A block's weights as inference wants them, and the arrays they were made from.
+
+    An array does not tell when somebody writes to it. So every array that may be written to is
+    copied, and compared bit by bit before the folded weights are used again: a fifth of the time
+    that making them takes.
+    """
+
+    def __init__(self, *arrays: np.ndarray) -> None:
+        self.arrays = [a.copy() if a.flags.writeable else a for a in arrays]
+        self.ways: dict[type, tuple[Any, np.ndarray]] = {}
+
+    def holds_for(self, *arrays: np.ndarray) -> bool:
+        """Whether `arrays` are what they were."""
+        return all(_unchanged(a, b) for a, b in zip(arrays, self.arrays, strict=True))
+
+
+def _unchanged(now: np.ndarray, then: np.ndarray) -> bool:
+    if now is then:
+        return not now.flags.writeable
+    same = now.shape == then.shape and now.dtype == then.dtype
+    return same and bool((now.view(np.int32) == then.view(np.int32)).all())
 
 
 def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:

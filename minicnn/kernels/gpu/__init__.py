@@ -464,7 +464,7 @@ def conv_bn_relu_predict(
     weights: BlockWeights,
     statistics: Statistics,
     pad: Pad = 0,
-    kept: dict[Any, Any] | None = None,
+    kept: dict[str, Any] | None = None,
 ) -> Array:
     """The block in inference; `kept` serves the CPU only."""
     return conv_bn_relu(x, skip, weights, statistics, pad)[0]
