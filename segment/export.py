@@ -3,6 +3,10 @@
 The graph is the whole way from pixels to probabilities, so that nobody scales them wrongly: the
 input `pixels` is (N, H, W, 3), 8-bit RGB, H and W divisible by 16; the output `probability` is
 (N, H, W) float32. Threshold, pixel size and the rest are in the file's metadata_props.
+
+Deepness, the plugin that runs networks inside QGIS, hands out squares of one size, bands first, as
+floats from 0 to 1, and reads its settings from metadata_props of its own: a form for it differs in
+its two ends and in these.
 """
 
 import argparse
@@ -20,7 +24,9 @@ from minicnn.ops import EPS, Pad, pads
 from segment.cli import check_folder, parser, run
 from segment.errors import InputError
 from segment.model import MEAN, SCALE, Model, load_model
+from segment.unet import UNet
 
+WINDOW = 512  # pixels: the side of the squares that Deepness is to hand out
 OPSET, IR_VERSION = 17, 8  # of 2022: what runtimes in the field can read
 
 
@@ -64,14 +70,40 @@ class Graph:
 
 
 def onnx_model(model: Model) -> Any:
-    """The model as an onnx.ModelProto; it repeats `Model.predict`, and `UNet.predict` within."""
-    from onnx import TensorProto, checker, helper
+    """The model as an onnx.ModelProto; it repeats `Model.predict`."""
+    from onnx import TensorProto, helper
 
-    net, graph = model.net, Graph()
+    graph = Graph()
     x = graph.add("Cast", "pixels", to=TensorProto.FLOAT)
     x = graph.add("Sub", x, graph.constant(np.array(MEAN, np.float32)))
     x = graph.add("Div", x, graph.constant(np.array(SCALE, np.float32)))
     x = graph.add("Transpose", x, perm=[0, 3, 1, 2])  # (N, H, W, 3) -> (N, 3, H, W)
+    x = _probabilities(graph, model.net, x)
+    one = graph.constant(np.array([1]))
+    graph.nodes.append(helper.make_node("Squeeze", [x, one], ["probability"]))  # -> (N, H, W)
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", "H", "W", 3])
+    found = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", "H", "W"])
+    return _proto(model, graph, pixels, found, metadata(model))
+
+
+def deepness_model(model: Model) -> Any:
+    """The model as Deepness wants it: (N, 3, 512, 512) from 0 to 1 -> (N, 1, 512, 512)."""
+    from onnx import TensorProto, helper
+
+    graph = Graph()
+    x = graph.add("Mul", "pixels", graph.constant(np.array(255, np.float32)))
+    x = graph.add("Sub", x, graph.constant(np.array(MEAN, np.float32)))
+    x = graph.add("Div", x, graph.constant(np.array(SCALE, np.float32)))
+    x = _probabilities(graph, model.net, x)
+    graph.nodes.append(helper.make_node("Identity", [x], ["probability"]))
+    sides = [WINDOW, WINDOW]
+    pixels = helper.make_tensor_value_info("pixels", TensorProto.FLOAT, ["N", 3, *sides])
+    found = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", 1, *sides])
+    return _proto(model, graph, pixels, found, deepness_metadata(model))
+
+
+def _probabilities(graph: Graph, net: UNet, x: str) -> str:
+    """What `UNet.predict` does, and a sigmoid: (N, 3, H, W) -> (N, 1, H, W)."""
     skips = []
     for level, blocks in enumerate(net.encoder):
         if level > 0:
@@ -86,12 +118,12 @@ def onnx_model(model: Model) -> Any:
         for block in blocks:
             x = graph.block(x, block)
     x = graph.convolution("Conv", x, net.head.params["w"], net.head.params["b"])
-    x = graph.add("Sigmoid", x)
-    one = graph.constant(np.array([1]))
-    graph.nodes.append(helper.make_node("Squeeze", [x, one], ["probability"]))  # -> (N, H, W)
+    return graph.add("Sigmoid", x)
 
-    pixels = helper.make_tensor_value_info("pixels", TensorProto.UINT8, ["N", "H", "W", 3])
-    found = helper.make_tensor_value_info("probability", TensorProto.FLOAT, ["N", "H", "W"])
+
+def _proto(model: Model, graph: Graph, pixels: Any, found: Any, about: dict[str, str]) -> Any:
+    from onnx import checker, helper
+
     made = helper.make_model(
         helper.make_graph(graph.nodes, "buildings", [pixels], [found], graph.weights),
         opset_imports=[helper.make_opsetid("", OPSET)],
@@ -100,7 +132,7 @@ def onnx_model(model: Model) -> Any:
         producer_version=model.info.version,
         doc_string=__doc__,
     )
-    helper.set_model_props(made, metadata(model))
+    helper.set_model_props(made, about)
     checker.check_model(made, full_check=True)
     return made
 
@@ -119,6 +151,22 @@ def metadata(model: Model) -> dict[str, str]:
     return {name: json.dumps(value) for name, value in known.items() if value is not None}
 
 
+def deepness_metadata(model: Model) -> dict[str, str]:
+    """What Deepness reads, in its units: centimetres, percent, pixels. Its guide says `tiles_size`,
+    its code `tile_size`."""
+    info = model.info
+    known = {
+        "model_type": "Segmentor",
+        "class_names": {"0": "background", "1": "building"},
+        "resolution": info.pixel_size and round(100 * info.pixel_size, 2),
+        "tile_size": WINDOW,
+        "tiles_size": WINDOW,
+        "tiles_overlap": 15,
+        "seg_thresh": info.threshold,
+    }
+    return {name: json.dumps(value) for name, value in known.items() if value is not None}
+
+
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     try:
@@ -127,7 +175,8 @@ def main(arguments: list[str]) -> None:
         raise InputError("an export needs the package onnx: pip install onnx") from None
     out = Path(options.out)
     check_folder(out.parent)
-    made = onnx_model(load_model(options.model))
+    make = {"onnx": onnx_model, "deepness": deepness_model}[options.format]
+    made = make(load_model(options.model))
     out.parent.mkdir(parents=True, exist_ok=True)
     with atomic_write(out) as temporary:
         temporary.write_bytes(made.SerializeToString())
@@ -139,7 +188,12 @@ def _parser() -> argparse.ArgumentParser:
     p.add_argument(
         "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
     )
-    p.add_argument("--format", choices=("onnx",), default="onnx", help="default: onnx")
+    p.add_argument(
+        "--format",
+        choices=("onnx", "deepness"),
+        default="onnx",
+        help="onnx: any size, bytes in; deepness: ONNX for the QGIS plugin Deepness; default: onnx",
+    )
     p.add_argument("--out", required=True, metavar="FILE", help="the file to write")
     return p
 

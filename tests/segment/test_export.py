@@ -62,6 +62,26 @@ def test_the_bundled_model_finds_the_same_in_noise_and_in_scenes(tmp_path, sessi
         np.testing.assert_allclose(found, model.predict(pixels), atol=1e-4)
 
 
+def test_deepness_finds_the_same_in_its_own_form(tmp_path, session, rng):
+    """One input and one output of four axes and square sides, bands first; values from 0 to 1."""
+    out = tmp_path / "model.onnx"
+    export.main(["--format", "deepness", "--out", str(out)])
+    run, model = session(str(out)), load_model()
+    (given,), (found,) = run.get_inputs(), run.get_outputs()
+    assert given.shape[1:] == [3, 512, 512] and given.type == "tensor(float)"
+    assert found.shape[1:] == [1, 512, 512]
+    pixels = rng.integers(0, 256, (1, 512, 512, 3), dtype=np.uint8)
+    tiles = np.transpose(np.float32(pixels / 255.0), (0, 3, 1, 2))
+    (probability,) = run.run(None, {given.name: tiles})
+    np.testing.assert_allclose(probability[:, 0], model.predict(pixels), atol=1e-4)
+    about = run.get_modelmeta().custom_metadata_map
+    told = {name: json.loads(value) for name, value in about.items()}
+    assert told["model_type"] == "Segmentor" and told["tile_size"] == 512
+    assert told["class_names"] == {"0": "background", "1": "building"}
+    assert told["resolution"] == pytest.approx(100 * model.info.pixel_size, abs=0.01)
+    assert told["seg_thresh"] == model.info.threshold
+
+
 def test_the_file_says_what_its_user_must_know(tmp_path, session):
     trained = {"data": ["x"], "split": "city"}
     info = ModelInfo(
