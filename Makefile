@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-containers serve lint notebooks docs audit
+.PHONY: train test test-containers serve lint notebooks sheets docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
@@ -23,6 +23,9 @@ lint: .venv/lint
 
 notebooks: .venv/docs
 	$(PY) docs/notebooks/run.py $(ARGS)
+
+sheets: .venv/docs
+	$(PY) docs/notebooks/sheets.py $(or $(OUT),sheets)
 
 docs: .venv/docs
 	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html

@@ -54,7 +54,7 @@ def as_plain_text(_app: Any, _what: str, _name: str, _obj: Any, _options: Any, l
     found: list[str] = []
     for line in lines:
         indented = line.startswith("    ")
-        if indented and found and found[-1] and not found[-1].startswith("    "):
+        if indented and found and not found[-1].startswith("    "):
             found += ["", "::", ""]  # an equation
         elif found and found[-1].startswith("    ") and line and not indented:
             found.append("")

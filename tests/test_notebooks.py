@@ -1,5 +1,6 @@
 """The notebooks: stored as readers should find them, and (slow) right from top to bottom."""
 
+import ast
 import json
 import os
 import re
@@ -27,7 +28,8 @@ def tagged(path, tag):
 
 def test_all_are_there():
     names = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    assert names == ["01", "02", "03", "04", "04b", *(f"{n:02}" for n in range(5, 12)), "A", "B"]
+    numbers = "01 02 03 04 04b 05 06 07 08 09 10 10b 11"
+    assert names == [*numbers.split(), "A", "B", "C", "D"]
     index = (FOLDER.parent / "index.md").read_text()
     pages = re.findall(r"^notebooks/(\w+)$", index, re.M)
     assert pages == [path.stem for path in NOTEBOOKS]  # in the site, in this order
@@ -104,6 +106,25 @@ def test_stale_outputs_are_noticed(runner):
 )
 def test_numbers_may_differ_by_rounding(runner, stored, fresh, same):
     assert runner.same_text(stored, fresh) == same
+
+
+def test_sheets_have_stubs_and_no_solutions(oracle, tmp_path):
+    oracle("nbformat")
+    subprocess.run([sys.executable, FOLDER / "sheets.py", tmp_path], check=True)
+    assert (tmp_path / "figures.py").is_file() and (tmp_path / "states.html").is_file()
+    for path in NOTEBOOKS:
+        sheet = tmp_path / path.name
+        assert tagged(sheet, "solution") == []
+        assert len(tagged(sheet, "exercise")) == len(tagged(path, "exercise"))
+        assert len(cells(sheet)) == len(cells(path)) - len(tagged(path, "solution"))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_every_assertion_of_a_check_says_what_was_expected(path):
+    for cell in tagged(path, "check"):
+        for statement in ast.walk(ast.parse("".join(cell["source"]))):
+            if isinstance(statement, ast.Assert):
+                assert statement.msg, ast.unparse(statement)
 
 
 @pytest.mark.slow

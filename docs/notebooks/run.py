@@ -38,7 +38,7 @@ def run(path: Path) -> nbformat.NotebookNode:
     """The notebook at `path` with fresh outputs."""
     notebook = nbformat.read(path, as_version=4)
     options = {"resources": {"metadata": {"path": str(HERE)}}, "record_timing": False}
-    NotebookClient(notebook, timeout=2 * SECONDS, kernel_name="python3", **options).execute()
+    NotebookClient(notebook, timeout=10 * SECONDS, kernel_name="python3", **options).execute()
     return notebook
 
 
