@@ -67,6 +67,14 @@ def test_exercises_have_stub_check_and_solution(path):
         assert "hide-cell" in solution["metadata"]["tags"]
 
 
+@pytest.mark.parametrize("name", ["rotated", "blind-check"])
+def test_the_code_of_a_page_runs(name):
+    text = (FOLDER.parent / f"{name}.md").read_text()
+    blocks = re.findall(r"```python\n(.*?)```", text, re.S)
+    assert "assert" in "".join(blocks)
+    exec("\n".join(blocks), {})
+
+
 @pytest.fixture
 def runner(oracle, monkeypatch):
     """The program that runs notebooks, as a module."""
