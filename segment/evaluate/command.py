@@ -29,8 +29,9 @@ from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.examine import Batch, Findings, examine
 from segment.evaluate.metrics import Confusion, table
+from segment.evaluate.objects import calibrate_separation, spread
 from segment.evaluate.report import Evaluation, write_report
-from segment.geo.separate import TOGETHER
+from segment.geo.separate import TOGETHER, Separation
 from segment.model import Model, load_model
 from segment.plots import Example
 from segment.predict.views import add_views, averaged
@@ -64,6 +65,17 @@ def evaluate_tiles(
     """Findings on the tiles `indices`, at the model's own threshold and separation."""
     batches, info = predictions(model, store, indices, batch_size), model.info
     return examine(batches, len(indices), info.threshold, store.pixel_size, info.separation)
+
+
+def calibrated(model: Model, store: TileStore, indices: NDArray[np.intp]) -> Separation:
+    """What parts the model's buildings best on the validation tiles `indices`, or some of them."""
+    chosen = indices[spread(np.array([store.tiles[i].city for i in indices]))]
+    samples = (
+        (store.tiles[index].city, *tile)
+        for part, probabilities, labels in predictions(model, store, chosen)
+        for index, *tile in zip(chosen[part], probabilities, labels, strict=True)
+    )
+    return calibrate_separation(samples, model.info.threshold)
 
 
 def ranked(counts: NDArray[np.int64]) -> tuple[NDArray[np.intp], NDArray[np.float64]]:

@@ -2,7 +2,7 @@
 
 import argparse
 import time
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -26,9 +26,9 @@ from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
-from segment.evaluate.command import evaluate_tiles, example, ranked
+from segment.evaluate.command import calibrated, evaluate_tiles, example, ranked
 from segment.evaluate.metrics import table
-from segment.model import Model, ModelInfo, load_model
+from segment.model import Model, ModelInfo, load_model, model_name, save_model
 from segment.plots import examples
 from segment.run_folder import Run
 from segment.storage.documents import read_json, write_json
@@ -41,6 +41,7 @@ from segment.unet import UNet
 
 AUTO_BATCH = 8  # crops; many small steps learn faster from few places than few large ones
 LR, LR_ON = 0.03, 0.004  # from random weights; going on from a trained model
+BUNDLED = "bundled"  # names the package's own weights
 
 
 @dataclass(frozen=True)
@@ -100,6 +101,7 @@ def _train(options: argparse.Namespace, world: World) -> None:
         if not out_of_memory(error):
             raise
         raise InputError(_too_large(trainer.batch_size // world.count, free)) from None
+    world.share(lambda: _separate(folder, store, parts["val"], device))
     _test(folder, store, parts["test"], device, settings, world)
     world.share(lambda: _report(folder))
 
@@ -134,7 +136,11 @@ def _parser() -> argparse.ArgumentParser:
     add_pixel_size(p)
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
-    p.add_argument("--init", metavar="WEIGHTS", help="start from a trained model (fine-tune)")
+    p.add_argument(
+        "--init",
+        metavar="WEIGHTS|bundled",
+        help="go on from a trained model: its pixel size and reading hold unless given",
+    )
     add_reading(p)
     return p
 
@@ -171,7 +177,7 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
         if options.resume:
             print(f"{folder.home} holds no run yet: starting afresh")
         if "init" in given:
-            given.setdefault("lr", LR_ON)
+            given = {"lr": LR_ON} | _inherited(given["init"]) | given
         return Settings(**given), False
     if not options.resume:
         raise InputError(
@@ -189,13 +195,25 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     return settings, folder.last.exists()
 
 
+def _inherited(init: str) -> dict[str, Any]:
+    """What a model that goes on learning does as it was taught, unless another is asked for."""
+    info = load_model(_weights(init)).info
+    about = {"pixel_size": info.pixel_size, **asdict(info.reading)}
+    return {name: value for name, value in about.items() if value is not None}
+
+
+def _weights(init: str) -> str | None:
+    """Where the weights lie that --init names."""
+    return None if init == BUNDLED else init
+
+
 def _given(options: argparse.Namespace) -> dict[str, Any]:
     """The options that were named on the command line."""
     given = {f.name: getattr(options, f.name) for f in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     if "data" in given:
         given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])
-    if "init" in given:
+    if given.get("init", BUNDLED) != BUNDLED:
         given["init"] = str(to_path(given["init"]).resolve())
     return {name: _frozen(value) for name, value in given.items()}
 
@@ -236,7 +254,9 @@ def _trainer(
     info = ModelInfo(reading=settings.reading, pixel_size=store.pixel_size, trained=trained)
     net = UNet(seed=settings.seed)
     if settings.init:
-        model = load_model(settings.init)
+        model = load_model(_weights(settings.init))
+        start = {"model": model_name(_weights(settings.init)), "trained": model.info.trained}
+        info = replace(info, trained=trained | {"began_as": start})
         net = model.net
         net.astype(np.float32)  # a copy of every array: a loaded net is frozen
     return Trainer(
@@ -253,6 +273,13 @@ def _trainer(
         device=device,
         world=world,
     )
+
+
+def _separate(folder: Run, store: TileStore, tiles: np.ndarray, device: str) -> None:
+    """Calibrate on validation what parts the best model's buildings, and put it into its file."""
+    model = load_model(folder.best).to(device)
+    info = replace(model.info, separation=calibrated(model, store, tiles))
+    save_model(folder.best, model.to("cpu").net, info)
 
 
 def _test(

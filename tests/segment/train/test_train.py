@@ -16,9 +16,13 @@ import pytest
 from minicnn.checkpoint import load
 from minicnn.losses import bce_with_logits
 from minicnn.optim import Adam
+from segment.data.reading import Reading
 from segment.evaluate.metrics import Confusion
-from segment.model import normalise
+from segment.evaluate.objects import PROMINENCES, SMOOTHINGS
+from segment.model import ModelInfo, normalise, save_model
+from segment.run_folder import Run
 from segment.synthetic.scenes import draw_scene, write_scenes
+from segment.train import command
 from segment.train.trainer import visits
 from segment.unet import UNet
 
@@ -182,6 +186,26 @@ def test_fine_tuning_starts_from_the_given_weights(train, whole_run, tmp_path):
     ours, given = tensors(tmp_path / "run/best.safetensors"), tensors(best)
     for name in ("head.w", "encoder0.0.w"):
         np.testing.assert_allclose(ours[name], given[name], atol=1e-6)
+    trained = load(tmp_path / "run/best.safetensors")[1]["model"]["trained"]
+    assert trained["began_as"]["model"].startswith("best-")
+    assert trained["began_as"]["trained"]["data"] == trained["data"]
+
+
+def test_a_model_goes_on_as_it_was_taught(tmp_path):
+    """Its pixel size and reading hold; the package's own weights are called bundled."""
+    info = ModelInfo(pixel_size=0.4, reading=Reading((3, 2, 1), (0.0, 900.0)))
+    save_model(tmp_path / "m.safetensors", UNet(widths=(3, 4)), info)
+    options = ["--init", str(tmp_path / "m.safetensors"), "--value-range", "0", "500"]
+    settings, _ = command._settle(command._parser().parse_args(options), Run(tmp_path / "run"))
+    assert settings.pixel_size == 0.4 and settings.reading == Reading((3, 2, 1), (0.0, 500.0))
+    options = ["--init", "bundled", "--pixel-size", "0.25"]
+    settings, _ = command._settle(command._parser().parse_args(options), Run(tmp_path / "run"))
+    assert (settings.init, settings.pixel_size) == ("bundled", 0.25)
+
+
+def test_the_separation_is_calibrated_on_validation(whole_run):
+    told = load(whole_run[0] / "best.safetensors")[1]["model"]["separation"]
+    assert told["prominence"] in PROMINENCES and told["smoothing"] in SMOOTHINGS
 
 
 def test_a_damaged_checkpoint_is_named(train, tmp_path):
