@@ -3,12 +3,16 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-containers serve lint notebooks sheets docs audit
+.PHONY: train test test-gpu test-containers serve lint notebooks sheets docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
 test: .venv/test lint
 	$(PY) -m pytest -n auto -m "not slow and not gpu and not containers"
+
+# On a GPU made of this CPU; on a real one: $(PY) -m pytest -m gpu
+test-gpu: .venv/test
+	$(PY) tests/fakegpu/build.py env MINICNN_REQUIRE_GPU=1 $(PY) -m pytest -n 2 -m gpu
 
 test-containers: .venv/containers
 	$(PY) -m pytest -m containers

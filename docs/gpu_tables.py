@@ -25,6 +25,9 @@ LIMITS = {  # of a multiprocessor: threads, blocks, KiB of shared memory
     86: (1536, 16, 100),
     89: (1536, 24, 100),
     90: (2048, 32, 228),
+    100: (2048, 32, 228),
+    103: (2048, 32, 228),
+    120: (1536, 24, 100),
 }
 RESERVED = 1024  # bytes of shared memory that the system takes of each block
 

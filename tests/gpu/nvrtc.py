@@ -15,8 +15,12 @@ from pathlib import Path
 from types import ModuleType
 from typing import NamedTuple
 
-ARCHITECTURES = (70, 75, 80, 86, 89, 90)  # V100, T4, A100, A10G, L4, H100
-OPTIONS = (b"--std=c++17", b"--diag-suppress=177")  # as CuPy does; unused names are no fault
+# V100, T4, A100, A10G, L4, H100 and H200, B200, B300, RTX 50
+ARCHITECTURES = (70, 75, 80, 86, 89, 90, 100, 103, 120)
+OPTIONS = (  # as CuPy compiles; and unused names are no fault
+    *(b"-ftz=true", b"--device-as-default-execution-space", b"-std=c++17"),
+    b"--diag-suppress=177",
+)
 OLD = "Architectures prior to '<compute/sm>_75' are deprecated"
 
 

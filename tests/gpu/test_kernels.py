@@ -1,12 +1,11 @@
 """The CUDA kernels against the plain ops: compiled by g++, with the threads of a block in several
-orders, and as the PTX that NVIDIA's compiler makes of them; with `-m gpu`, on the GPU there is."""
+orders; with `-m gpu`, on the GPU there is, or as the PTX of NVIDIA's compiler on the fake one."""
 
 from importlib import import_module
 
 import cuda_on_cpu
 import kernel_cases
 import numpy as np
-import ptx
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -18,7 +17,6 @@ MACHINES = {
     "forward": cuda_on_cpu.Machine(order=0),
     "backward": cuda_on_cpu.Machine(order=1),
     "shuffled": cuda_on_cpu.Machine(order=7),
-    "ptx": ptx.Machine(architecture=80),
 }
 seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 channels = st.sampled_from([1, 3, 4, 5, 8, 12, 16])

@@ -38,7 +38,9 @@ def train(data, tmp_path, monkeypatch):
     return run
 
 
-@pytest.fixture(params=["stand-in", pytest.param("cupy", marks=pytest.mark.gpu)])
+@pytest.fixture(
+    params=["stand-in", pytest.param("cupy", marks=[pytest.mark.gpu, pytest.mark.timeout(900)])]
+)
 def xp(request):
     """The stand-in, or CuPy itself where there is a GPU."""
     return request.getfixturevalue(request.param.replace("-", "_"))

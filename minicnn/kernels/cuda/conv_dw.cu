@@ -72,7 +72,7 @@ __device__ __forceinline__ void convolve_dw(
 }
 
 #define CONV_DW(NAME, WHOLE, ...)                                                         \
-    extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS)                    \
+    extern "C" __global__ void __launch_bounds__(__VA_ARGS__::THREADS, __VA_ARGS__::BLOCKS) \
     NAME(const float* __restrict__ x, const float* __restrict__ skip,                     \
          const float* __restrict__ dy, float* __restrict__ parts, int rows, Conv s)       \
     { convolve_dw<__VA_ARGS__, WHOLE>(x, skip, dy, parts, rows, s); }

@@ -42,7 +42,7 @@ __device__ __forceinline__ Quad to_tf32(const Quad& v) {
 template <int WIDTH, int WARPS>
 struct __align__(16) TensorTile {
     static const int COLS = WIDTH, TM = ROWS / WARPS / 8, TN = COLS / 4;
-    static const int THREADS = 32 * WARPS, BLOCKS = 2;
+    static const int THREADS = 32 * WARPS, BLOCKS = 3;
     static const int QUADS_A = SLICE * ROWS / 4 / THREADS;
     static const int QUADS_B = SLICE * COLS / 4 / THREADS;
 

@@ -37,6 +37,7 @@ __device__ __forceinline__ void block_moments(
         for (int j = 0; j < T::TN; ++j) {
             const int f = f0 + T::col(t, j);
             float total = 0.f;
+            #pragma unroll 1  // else ptxas holds so many sums that it spills, from sm_100 on
             for (int r = 0; r < ROWS / T::TM; ++r) total += part[r * T::COLS + T::col(t, j)];
             mean[j] = total / rows;
             if (T::group(t) == 0 && f < F) moments[(blockIdx.x * 2LL + pass) * F + f] = total;

@@ -84,7 +84,7 @@ __device__ double block_sum(double own) {
 // One block per channel. bias (C,) is what the convolution added after its moments were taken, or
 // null. moments null: the statistics are `mean` and `var` (C,). FOLDED = SHIFT + bias SCALE, so
 // that relu(SCALE z + FOLDED) of a convolution z without bias is all there is to do in inference.
-extern "C" __global__ void __launch_bounds__(THREADS) bn_statistics(
+extern "C" __global__ void __launch_bounds__(THREADS, 4) bn_statistics(
     const float* __restrict__ moments, const float* __restrict__ bias,
     const float* __restrict__ mean, const float* __restrict__ var,
     const float* __restrict__ gamma, const float* __restrict__ beta,
