@@ -37,6 +37,14 @@ def sync(path: Path) -> None:
             os.close(descriptor)
 
 
+def total_bytes(files: Iterable[Path]) -> int:
+    total = 0
+    for path in files:
+        with suppress(FileNotFoundError):
+            total += path.stat().st_size
+    return total
+
+
 def evict(files: Iterable[Path], most: float) -> None:
     """Remove what was used longest ago, down to `most` bytes."""
     found = []

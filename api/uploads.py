@@ -4,9 +4,9 @@ import hashlib
 import math
 import re
 import tempfile
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import IO, Any
 
@@ -19,11 +19,12 @@ from api.headers import Excessive, check_header
 from api.settings import Settings
 from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.rasters import open_raster
-from segment.data.reading import read_pixels
+from segment.data.reading import Reading, read_pixels
 from segment.errors import DiskFull, InputError
 from segment.model import ModelInfo
 
 CHUNK = 1 << 20
+WINDOWS = 64  # pixels: what is narrower costs the network as much
 MEDIA = {"GTiff": "image/tiff", "JPEG": "image/jpeg", "PNG": "image/png"}
 BODIES = (*MEDIA.values(), "application/octet-stream", "")
 # What GDAL may not do with an upload: look at files beside it, or go out to the network.
@@ -44,6 +45,28 @@ class Source:
     path: Path
     name: str
     digest: str
+
+
+@dataclass(frozen=True)
+class Look:
+    """How a scene is to be looked at, where its file doesn't say, or says it wrongly."""
+
+    pixel_size: float | None = None  # metres on the ground
+    bands: tuple[int, ...] | None = None  # red, green and blue, from 1
+    rescale: tuple[float, ...] | None = None  # the values that become black and white
+
+    @classmethod
+    def of(cls, ask: Mapping[str, Any]) -> "Look":
+        bands = ask["bands"] and tuple(map(int, ask["bands"].split(",")))
+        rescale = ask["rescale"] and tuple(map(float, ask["rescale"].split(",")))
+        if rescale and not rescale[0] < rescale[1]:
+            raise Problem(422, "The parameter 'rescale' wants the lower value first.")
+        return cls(ask["pixel_size"], bands, rescale)
+
+    def reading(self, own: Reading) -> Reading:
+        """The model's reading, with what was asked for in its place."""
+        given = {"bands": self.bands, "value_range": self.rescale}
+        return replace(own, **{k: v for k, v in given.items() if v})  # type: ignore[arg-type]
 
 
 class Request(flask.Request):
@@ -118,9 +141,7 @@ def in_plain_words(source: Source) -> Iterator[None]:
         raise Problem(422, plain(error, str(source.path.absolute()), source.name)) from error
 
 
-def check(
-    source: Source, settings: Settings, info: ModelInfo, pixel_size: float | None = None
-) -> str:
+def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None = None) -> str:
     """The media type of a scene that can be worked on; Problem 413 or 422 for any other one.
 
     Looks at what the file declares and reads its first and its last pixel: a small file may
@@ -132,14 +153,15 @@ def check(
     except Excessive as error:
         raise Problem(413, f"{source.name} holds {error}: more than is taken.") from None
     with in_plain_words(source), open_raster(source.path) as dataset:
-        limit = settings.megapixels * 1e6
+        look, limit = look or Look(), settings.megapixels * 1e6
         shape = dataset.height, dataset.width
         pixel_bytes = sum(_bytes(dtype) for dtype in dataset.dtypes)
         rows, columns = dataset.block_shapes[0]
-        own = pixel_size or ground_pixel_size(dataset)
+        own = look.pixel_size or ground_pixel_size(dataset)
         work = working_shape(dataset, own, info.pixel_size)
         for what, (height, width) in (("is", shape), ("resampled to the model would be", work)):
-            if height * width > limit or max(height, width) > settings.side:
+            cost = (height + -height % WINDOWS) * (width + -width % WINDOWS)
+            if cost > max(limit, WINDOWS**2) or max(height, width) > settings.side:
                 raise Problem(
                     413,
                     f"{source.name} {what} {width} x {height} pixels: at most "
@@ -154,7 +176,7 @@ def check(
         if not all(map(math.isfinite, place)) or place.determinant == 0:
             raise Problem(422, f"{source.name} has a georeference that is no place.")
         for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1)):  # a file cut off lacks its end
-            read_pixels(dataset, info.reading, Window(column, row, 1, 1))
+            read_pixels(dataset, look.reading(info.reading), Window(column, row, 1, 1))
         return MEDIA[dataset.driver]
 
 

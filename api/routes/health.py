@@ -14,7 +14,8 @@ from prometheus_client import (
     multiprocess,
 )
 
-from api.errors import Problem
+from api.errors import Problem, disk_is_full
+from api.files import scratch_path
 from api.routes.responses import json_answer
 from api.service import service
 
@@ -52,6 +53,12 @@ def alive() -> Response:
 def ready() -> Response:
     if not service().predictor.ready:
         raise Problem(503, "The model is not loaded yet.", {"Retry-After": "2"})
+    try:
+        with scratch_path(service().settings) as probe:
+            probe.write_bytes(bytes(4096))
+    except OSError as error:
+        why = "is full" if disk_is_full(error) else "can't be written"
+        raise Problem(503, f"The disk of this service {why}.", {"Retry-After": "30"}) from error
     return json_answer({"status": "ready"})
 
 

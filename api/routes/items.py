@@ -1,5 +1,6 @@
 """/items: scenes kept under an id, as STAC Items with their masks."""
 
+import re
 from typing import Any
 
 from flask import Blueprint, Response, g, request, send_file, url_for
@@ -10,7 +11,7 @@ from api.routes.validation import json_body, kind_of_answer, wants_job
 from api.service import service
 from api.store.items import Record
 from api.store.stac import describe, linked, replaced
-from api.uploads import BODIES, Source, check, received
+from api.uploads import BODIES, Look, Source, check, received
 
 GEOJSON = "application/geo+json"
 JSON = ("application/json", GEOJSON)
@@ -43,7 +44,7 @@ def put(item_id: str) -> Response:
         record, created = _put_scene(item_id, source)
         if not wants_job():
             return _stored(record, created)
-        answer = started(service().predictor.key(source.digest, None), source, None)
+        answer = started(service().predictor.key(source.digest, Look()), source, Look())
         answer.set_etag(record.etag)
         return answer
 
@@ -70,7 +71,7 @@ def _put_metadata(item_id: str) -> Response:
         _preconditions(before)
         if before is None:
             raise _missing(item_id, "store its scene first, then its metadata")
-        return {"item": replaced(before.item, body["properties"])}
+        return {"item": replaced(before.item, body)}
 
     return _stored(*service().store.replace(item_id, change))
 
@@ -114,18 +115,24 @@ def get(item_id: str) -> Any:
 
 @blueprint.delete("/items/<item_id>")
 def delete(item_id: str) -> Response:
+    digest = ""
 
     def check(record: Record | None) -> None:
+        nonlocal digest
         _preconditions(record)
         if record is None:
             raise _missing(item_id)
+        digest = record.source.digest
 
     service().store.remove(item_id, check)
+    service().predictor.forget(digest)
     return Response(status=204)
 
 
 @blueprint.get("/items/<item_id>/image")
 def image(item_id: str) -> Response:
+    if not re.fullmatch(r"bytes=(\d+-\d*|-\d+)", request.headers.get("Range", "")):
+        request.environ.pop("HTTP_RANGE", None)  # several, or no bytes: the whole is the answer
     with service().store.pinned(item_id) as record:
         if record is None:
             raise _missing(item_id)
@@ -143,13 +150,14 @@ def image(item_id: str) -> Response:
 
 @blueprint.get("/items/<item_id>/mask")
 def mask(item_id: str) -> Response:
-    ask = {**g.ask, "response_type": kind_of_answer(g.ask["response_type"])}
+    kind = kind_of_answer(g.ask["response_type"])
+    ask = {**g.ask, "response_type": kind, "look": Look.of(g.ask)}
     predictor = service().predictor
     with service().store.pinned(item_id) as record:
         if record is None:
             raise _missing(item_id)
         source = record.source
-        key = predictor.key(source.digest, ask["pixel_size"])
+        key = predictor.key(source.digest, ask["look"])
         if wants_job() and not predictor.has(key):
-            return started(key, source, ask["pixel_size"])
+            return started(key, source, ask["look"])
         return product(source, ask, product_etag(source, ask))

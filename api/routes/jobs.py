@@ -31,9 +31,9 @@ def result(job_id: str) -> Response:
         waiting = state["status"] != "failed"
         detail = f"The job is {state['status']}: {state['message']}"
         raise Problem(409, detail.rstrip(".") + ".", {"Retry-After": "2"} if waiting else {})
-    source, pixel_size = service().jobs.source(job_id)
+    source, look = service().jobs.source(job_id)
     kind = kind_of_answer(g.ask["response_type"])
-    ask = {**g.ask, "response_type": kind, "pixel_size": pixel_size}
+    ask = {**g.ask, "response_type": kind, "look": look}
     return product(source, ask, product_etag(source, ask))
 
 

@@ -8,17 +8,18 @@ from api.errors import Problem
 from api.routes.responses import product, started
 from api.routes.validation import kind_of_answer, wants_job
 from api.service import service
-from api.uploads import received
+from api.uploads import Look, received
 
 blueprint = Blueprint("masks", __name__)
 
 
 @blueprint.post("/buildings_mask/", strict_slashes=False)
 def post() -> Response:
-    ask = {**g.ask, "response_type": kind_of_answer(g.ask["response_type"])}
+    kind = kind_of_answer(g.ask["response_type"])
+    ask = {**g.ask, "response_type": kind, "look": Look.of(g.ask)}
     if request.mimetype != "multipart/form-data":
         raise Problem(415, "Send multipart/form-data, with the scene in the field 'file'.")
     with received(service().settings) as source:
         if wants_job():
-            return started(secrets.token_hex(16), source, ask["pixel_size"])
+            return started(secrets.token_hex(16), source, ask["look"])
         return product(source, ask)

@@ -1,15 +1,15 @@
 """The page for people, the interactive documentation, and the contract itself."""
 
+import json
 from pathlib import Path
 
 import flask_swagger_ui
-from flask import Blueprint, Response, json, send_from_directory
+from flask import Blueprint, Response, request, send_from_directory
 
 from api.routes.spec import SPEC
 
 STATIC = Path(__file__).parents[1] / "static"
 SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
-DOCUMENT = json.dumps(SPEC)
 
 blueprint = Blueprint("pages", __name__)
 
@@ -31,4 +31,6 @@ def docs_assets(name: str) -> Response:
 
 @blueprint.get("/openapi.json")
 def openapi() -> Response:
-    return Response(DOCUMENT, content_type="application/json")
+    # The server that was asked, behind whatever prefix a proxy gave it.
+    document = {**SPEC, "servers": [{"url": request.root_url.rstrip("/")}]}
+    return Response(json.dumps(document), content_type="application/json")

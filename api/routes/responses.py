@@ -11,13 +11,13 @@ from flask import Response, request, send_file, url_for
 from api.files import scratch_path
 from api.gate import Connected, Deadline
 from api.service import service
-from api.uploads import Source, check
+from api.uploads import Look, Source, check
 from api.work.products import KINDS, make
 
 
 def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> Response:
     """Make what was asked of a scene and answer it; with its `etag`, 304 where that is known."""
-    media_type, ending = KINDS[ask["response_type"]]
+    kind = KINDS[ask["response_type"]]
     if etag and request.if_none_match.contains_weak(etag):
         return Response(status=304, headers={"ETag": f'"{etag}"'})
     settings, predictor = service().settings, service().predictor
@@ -28,14 +28,14 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
         connected()
 
     with service().gate.seat(), scratch_path(settings) as out:
-        check(source, settings, predictor.model.info, ask["pixel_size"])
+        check(source, settings, predictor.model.info, ask["look"])
         make(predictor, source, ask, out, step)
         # opens the file: its name goes at the end of the block, its bytes when they are sent
         response = send_file(
             out,
-            media_type,
+            kind.media_type,
             as_attachment=True,
-            download_name=PurePath(source.name).stem + ending,
+            download_name=PurePath(source.name).stem + kind.ending,
             etag=False,
             max_age=0,
         )
@@ -47,16 +47,16 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
 
 def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
     """The same as long as the scene, the model and the question are."""
-    names = ("response_type", "threshold", "min_area", "simplify", "size")
-    key = service().predictor.key(source.digest, ask["pixel_size"])
+    names = ("response_type", "threshold", "min_area", "simplify", "right_angles", "size")
+    key = service().predictor.key(source.digest, ask["look"])
     text = json.dumps([key, source.name, [ask[name] for name in names]])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 
-def started(job_id: str, source: Source, pixel_size: float | None) -> Response:
+def started(job_id: str, source: Source, look: Look) -> Response:
     """202 with the job that looks for the buildings of a scene."""
-    check(source, service().settings, service().predictor.model.info, pixel_size)
-    state = service().jobs.add(job_id, source, pixel_size)
+    check(source, service().settings, service().predictor.model.info, look)
+    state = service().jobs.add(job_id, source, look)
     response = json_answer(job_body(job_id, state), 202)
     response.headers["Location"] = url_for("jobs.get", job_id=job_id)
     response.headers["Preference-Applied"] = "respond-async"

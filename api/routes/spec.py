@@ -104,6 +104,11 @@ SCHEMAS: dict[str, Any] = {
         "properties": {
             "type": {"const": "Feature"},
             "id": {"type": "string"},
+            "stac_extensions": {
+                "type": "array",
+                "items": {"type": "string", "pattern": r"^https?://[!-~]{1,500}$"},
+                "maxItems": 50,
+            },
             "properties": PROPERTIES,
         },
         "required": ["type", "id", "properties"],
@@ -148,7 +153,8 @@ KIND = _query(
     "response_type",
     {"type": "string", "enum": list(KINDS)},
     "`file`: the mask as GeoTIFF, 0 and 255; `png`: the photograph with the mask over it; "
-    "`geojson`: outlines in WGS 84; `json`: figures; `probability`: PNG, level k from "
+    "`geojson`: outlines in WGS 84; `gpkg`, `fgb`, `parquet`: outlines as GeoPackage, FlatGeobuf, "
+    "GeoParquet; `json`: figures; `probability`: PNG, level k from "
     "probability k/255 on; `photo`: the scene as the model sees it. Without it, `Accept` decides.",
 )
 PRODUCT = [
@@ -160,12 +166,17 @@ PRODUCT = [
     _query(
         "min_area",
         {"type": "number", "minimum": 0, "maximum": 1e9, "default": 0},
-        "Drop outlines below so many m²: geojson and json.",
+        "Leave out buildings below so many m²: all but probability and photo.",
     ),
     _query(
         "simplify",
         {"type": "number", "minimum": 0, "maximum": 1000, "default": 0},
-        "How far, in metres, an outline may be moved to become simpler: geojson and json.",
+        "How far, in metres, an outline may be moved to become simpler: the outlines and json.",
+    ),
+    _query(
+        "right_angles",
+        {"type": "boolean", "default": False},
+        "Draw outlines with right angles where that fits: the outlines and json.",
     ),
     _query(
         "size",
@@ -173,11 +184,24 @@ PRODUCT = [
         "Reduce probability and photo to so many pixels on the longer side.",
     ),
 ]
-PIXEL_SIZE = _query(
-    "pixel_size",
-    {"type": "number", "minimum": 0.001, "maximum": 1000},
-    "Metres on the ground a pixel, where the file doesn't say or is wrong.",
-)
+LOOK = [
+    _query(
+        "pixel_size",
+        {"type": "number", "minimum": 0.001, "maximum": 1000},
+        "Metres on the ground a pixel, where the file doesn't say or is wrong.",
+    ),
+    _query(
+        "bands",
+        {"type": "string", "pattern": r"^[1-9]\d{0,2}(,[1-9]\d{0,2}){2}$"},
+        "The bands that are red, green and blue, counted from 1: 4,3,2.",
+    ),
+    _query(
+        "rescale",
+        {"type": "string", "pattern": r"^-?\d{1,9}(\.\d{1,9})?,-?\d{1,9}(\.\d{1,9})?$"},
+        "The values that become black and white, for scenes that aren't 8-bit: 0,3000.",
+    ),
+]
+PRODUCT_NAMES = [parameter["name"] for parameter in PRODUCT]
 PREFER = _header("Prefer", "`respond-async`: answer 202 and a job at once.", maxLength=100)
 IF_MATCH = _header("If-Match", "Only if the stored ETag is this one; else 412.", maxLength=200)
 IF_NONE = _header("If-None-Match", "`*`: only if nothing is stored; else 412.", maxLength=200)
@@ -191,10 +215,18 @@ FILE_FORM = {
         "required": ["file"],
     }
 }
+# Named first for clients that take the bytes as they are, whatever the product.
+BYTES = {"application/octet-stream": {"schema": BINARY}}
+SCENES = {
+    **BYTES,
+    **{kind: {"schema": BINARY} for kind in ("image/tiff", "image/jpeg", "image/png")},
+}
 MASKS = {
+    **BYTES,
     "image/tiff": {"schema": BINARY},
     "image/png": {"schema": BINARY},
     "application/geo+json": {"schema": {"$ref": REF + "Footprints"}},
+    **{KINDS[kind].media_type: {"schema": BINARY} for kind in ("gpkg", "fgb", "parquet")},
     "application/json": {"schema": {"$ref": REF + "Figures"}},
 }
 TITLES = {
@@ -216,6 +248,20 @@ TITLES = {
 }
 
 
+HEADERS: dict[str, tuple[str, dict[str, Any]]] = {
+    "201": ("Location", {"type": "string"}),
+    "202": ("Location", {"type": "string"}),
+    "304": ("ETag", {"type": "string"}),
+    "401": ("WWW-Authenticate", {"type": "string"}),
+    "503": ("Retry-After", {"type": "integer"}),
+}
+# From an answer with a job to what can be done with it.
+FOLLOW = {
+    name: {"operationId": name, "parameters": {"job_id": "$response.body#/id"}}
+    for name in ("getJob", "getJobResult", "deleteJob")
+}
+
+
 def _answer(text: str, content: dict[str, Any] | str | None = None) -> dict[str, Any]:
     if isinstance(content, str):
         content = {"application/json": {"schema": {"$ref": REF + content}}}
@@ -223,6 +269,7 @@ def _answer(text: str, content: dict[str, Any] | str | None = None) -> dict[str,
 
 
 def _operation(
+    name: str,
     tag: str,
     summary: str,
     answers: dict[int, dict[str, Any]],
@@ -236,7 +283,15 @@ def _operation(
     responses = {str(code): answer for code, answer in answers.items()}
     for code in sorted({400, 401, 422, 429, 500, *errors}):
         responses[str(code)] = _answer(TITLES[code], problem if code >= 400 else None)
-    operation: dict[str, Any] = {"tags": [tag], "summary": summary, "responses": responses}
+    for told, (header, schema) in HEADERS.items():
+        if told in responses:
+            responses[told]["headers"] = {header: {"schema": schema}}
+    operation: dict[str, Any] = {
+        "operationId": name,
+        "tags": [tag],
+        "summary": summary,
+        "responses": responses,
+    }
     operation |= {"parameters": parameters or [], "security": [{}, {"bearer": []}]}
     if body:
         operation["requestBody"] = {"required": True, "content": body}
@@ -244,22 +299,24 @@ def _operation(
 
 
 MADE = _answer("The product", MASKS)
-STARTED = _answer("A job was started: follow it at Location", "Job")
+STARTED = {**_answer("A job was started: follow it at Location", "Job"), "links": FOLLOW}
 WORK = (406, 413, 503, 507)  # what any request that runs the network may meet
 
 PATHS: dict[str, Any] = {
     "/buildings_mask/": {
         "post": _operation(
+            "findBuildings",
             "masks",
             "Find the buildings in one scene; nothing is stored",
             {200: MADE, 202: STARTED},
             (415, *WORK),
-            [KIND, *PRODUCT, PIXEL_SIZE, PREFER],
+            [KIND, *PRODUCT, *LOOK, PREFER],
             {"multipart/form-data": FILE_FORM},
         )
     },
     "/items": {
         "get": _operation(
+            "listItems",
             "items",
             "List the stored scenes, by id",
             {200: _answer("A page of STAC Items", "Items")},
@@ -276,23 +333,25 @@ PATHS: dict[str, Any] = {
     },
     "/items/{item_id}": {
         "put": _operation(
+            "putItem",
             "items",
             "Store a scene under an id, or replace its metadata",
             {
                 200: _answer("Replaced", "Item"),
                 201: _answer("Created", "Item"),
-                202: _answer("Stored, and a job was started", "Job"),
+                202: {**_answer("Stored, and a job was started", "Job"), "links": FOLLOW},
             },
             (404, 412, 413, 415, 507),
             [ITEM, IF_MATCH, IF_NONE, PREFER],
             {
-                **{kind: {"schema": BINARY} for kind in ("image/tiff", "image/jpeg", "image/png")},
+                **SCENES,
                 "multipart/form-data": FILE_FORM,
                 "application/json": {"schema": {"$ref": REF + "ItemWrite"}},
                 "application/geo+json": {"schema": {"$ref": REF + "ItemWrite"}},
             },
         ),
         "get": _operation(
+            "getItem",
             "items",
             "A stored scene as a STAC Item",
             {
@@ -304,17 +363,28 @@ PATHS: dict[str, Any] = {
             [ITEM, IF_CHANGED],
         ),
         "delete": _operation(
-            "items", "Remove a scene", {204: _answer("Gone")}, (404, 412), [ITEM, IF_MATCH]
+            "deleteItem",
+            "items",
+            "Remove a scene",
+            {204: _answer("Gone")},
+            (404, 412),
+            [ITEM, IF_MATCH],
         ),
     },
     "/items/{item_id}/image": {
         "get": _operation(
+            "getItemImage",
             "items",
             "The scene's file as it was stored; byte ranges are answered",
             {
                 200: _answer(
                     "The file",
-                    {k: {"schema": BINARY} for k in ("image/tiff", "image/jpeg", "image/png")},
+                    {
+                        **BYTES,
+                        **{
+                            k: {"schema": BINARY} for k in ("image/tiff", "image/jpeg", "image/png")
+                        },
+                    },
                 )
             },
             (304, 404),
@@ -323,18 +393,20 @@ PATHS: dict[str, Any] = {
     },
     "/items/{item_id}/mask": {
         "get": _operation(
+            "getItemMask",
             "items",
             "The buildings in a stored scene; the network runs once a scene",
             {200: MADE, 202: STARTED},
             (304, 404, *WORK),
-            [ITEM, KIND, *PRODUCT, PIXEL_SIZE, IF_CHANGED, PREFER],
+            [ITEM, KIND, *PRODUCT, *LOOK, IF_CHANGED, PREFER],
         )
     },
     "/jobs/{job_id}": {
         "get": _operation(
-            "jobs", "How far a job is", {200: _answer("The job", "Job")}, (404,), [JOB]
+            "getJob", "jobs", "How far a job is", {200: _answer("The job", "Job")}, (404,), [JOB]
         ),
         "delete": _operation(
+            "deleteJob",
             "jobs",
             "Stop and forget a job, its upload included",
             {204: _answer("Gone")},
@@ -344,6 +416,7 @@ PATHS: dict[str, Any] = {
     },
     "/jobs/{job_id}/result": {
         "get": _operation(
+            "getJobResult",
             "jobs",
             "What a finished job found, in any format and at any threshold",
             {200: MADE},
@@ -352,15 +425,22 @@ PATHS: dict[str, Any] = {
         )
     },
     "/healthz": {
-        "get": _operation("health", "The service answers", {200: _answer("Alive", "Health")})
+        "get": _operation(
+            "getHealth", "health", "The service answers", {200: _answer("Alive", "Health")}
+        )
     },
     "/readyz": {
         "get": _operation(
-            "health", "The model is loaded", {200: _answer("Ready", "Health")}, (503,)
+            "getReadiness",
+            "health",
+            "The model is loaded",
+            {200: _answer("Ready", "Health")},
+            (503,),
         )
     },
     "/metrics": {
         "get": _operation(
+            "getMetrics",
             "health",
             "Counts and times over all workers, for Prometheus",
             {200: _answer("Metrics", {"text/plain": {"schema": {"type": "string"}}})},

@@ -4,12 +4,14 @@ import math
 import re
 from typing import Any
 
-from flask import json, request
+from flask import g, json, request
 from jsonschema import Draft202012Validator, FormatChecker
 from jsonschema.exceptions import best_match
+from werkzeug.datastructures import MIMEAccept
+from werkzeug.http import parse_accept_header
 
 from api.errors import Problem
-from api.routes.spec import PATHS, SCHEMAS
+from api.routes.spec import PATHS, PRODUCT_NAMES, SCHEMAS
 from api.store.stac import utc
 from api.work.products import KINDS
 
@@ -56,6 +58,8 @@ def parameters() -> dict[str, Any]:
 
 def _read(name: str, text: str, schema: dict[str, Any]) -> Any:
     kind = schema.get("type")
+    if kind == "boolean":
+        return {"true": True, "false": False}.get(text, text)
     if kind not in ("number", "integer"):
         return text
     try:
@@ -83,25 +87,38 @@ def json_body(schema: str) -> dict[str, Any]:
     if len(text) > BODY_BYTES:
         raise Problem(413, f"A JSON body may have {BODY_BYTES // 1000} kB.")
     try:
-        body = json.loads(text.decode(), parse_constant=_refuse)
+        body = json.loads(text.decode(), parse_constant=_refuse, parse_float=_finite)
+        json.dumps(body, ensure_ascii=False).encode()  # half a surrogate pair is no text
     except (ValueError, RecursionError):
         raise Problem(400, "The body is no JSON in UTF-8.") from None
     _validate(body, SCHEMAS[schema], "The body")
     return body
 
 
-def _refuse(constant: str) -> None:
+def _refuse(constant: str) -> Any:
     raise ValueError(f"{constant} is no JSON")
+
+
+def _finite(number: str) -> float:
+    value = float(number)
+    return value if math.isfinite(value) else _refuse(number)
 
 
 def kind_of_answer(asked: str | None) -> str:
     """The response_type: as asked for, or what `Accept` likes best; 406 where there is none."""
-    if asked:
-        return asked
-    offers = {KINDS[kind][0]: kind for kind in ("file", "png", "geojson", "json")}
-    if not request.accept_mimetypes:
+    kind = asked or _accepted()
+    for name in PRODUCT_NAMES:
+        if g.ask[name] and name not in KINDS[kind].takes:  # generated clients send the defaults
+            raise Problem(422, f"The parameter {name!r} means nothing to response_type={kind}.")
+    return kind
+
+
+def _accepted() -> str:
+    offers = {KINDS[kind].media_type: kind for kind in ("file", "png", "geojson", "json")}
+    header = re.sub(r";\s*(?!q=)[^;,]*", "", request.headers.get("Accept", ""))  # less parameters
+    if not header:
         return "file"
-    best = request.accept_mimetypes.best_match(list(offers))
+    best = parse_accept_header(header, MIMEAccept).best_match(list(offers))
     if best is None:
         raise Problem(406, f"Accept names none of {', '.join(offers)}.")
     return offers[best]

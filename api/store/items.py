@@ -5,6 +5,7 @@ the scene's file in `scenes/`, which belongs to this version alone; a kill befor
 leaves an unnamed file that is swept later, one after it leaves a whole new version.
 """
 
+import errno
 import hashlib
 import json
 import os
@@ -16,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from api.errors import Problem
-from api.files import evict, scratch_path, sync
+from api.files import evict, scratch_path, sync, total_bytes
 from api.gate import lock
 from api.settings import Settings
 from api.uploads import Source
@@ -24,6 +25,7 @@ from minicnn.files import atomic_write
 from segment.storage.s3 import ABSENT, Changed, Missing, S3Path
 
 ORPHAN_SECONDS = 3600
+UNWRITABLE = (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOSPC, errno.EDQUOT)
 ATTEMPTS = 20  # of a write that meets another one each time
 
 
@@ -113,8 +115,11 @@ class Store:
                 self._link(record.source.path, pin)
                 return replace(record, source=replace(record.source, path=pin))
         except (FileNotFoundError, Missing):
-            pass
-        return None
+            return None
+        except OSError as error:
+            if error.errno not in UNWRITABLE:
+                raise
+        return record  # where nothing can be written, nothing is replaced
 
     def _locked(self, item_id: str) -> Any:
         name = hashlib.sha256(item_id.encode()).hexdigest()[:2]
@@ -126,9 +131,14 @@ class Store:
         etag = hashlib.sha256(text).hexdigest()[:32]
         return Record(etag, held["item"], held["media_type"], source)
 
-    def _check_room(self, source: Source) -> None:
-        if self.used() + source.path.stat().st_size > self.settings.store_mb * 1e6:
-            raise Problem(507, "The store is full: remove items first.")
+    def check_room(self, source: Source) -> None:
+        """Problem 507 where a scene has no room beside those of items and jobs."""
+        jobs = self.settings.folder("jobs").glob("[!.]*/scene")
+        if (
+            self.used() + total_bytes(jobs) + source.path.stat().st_size
+            > self.settings.store_mb * 1e6
+        ):
+            raise Problem(507, "The store is full: remove items or jobs first.")
 
     # ------------------------------------------------------------ where things are
 
@@ -151,7 +161,7 @@ class Store:
 
     def _keep(self, item_id: str, source: Source) -> str:
         """Move an upload's bytes into the store, under no item's name yet."""
-        self._check_room(source)
+        self.check_room(source)
         path = self.scenes / os.urandom(16).hex()
         os.link(source.path, path)
         sync(path)  # on the disk before any item names it
@@ -165,11 +175,7 @@ class Store:
 
     def used(self) -> int:
         """Bytes of all the scenes."""
-        total = 0
-        for path in self.scenes.iterdir():
-            with suppress(FileNotFoundError):
-                total += path.stat().st_size
-        return total
+        return total_bytes(self.scenes.iterdir())
 
     def sweep(self) -> None:
         """Remove scenes that no item names: those of writers that were killed."""
@@ -213,7 +219,7 @@ class S3Store(Store):
         (self.there_items / f"{item_id}.json").delete(version)
 
     def _keep(self, item_id: str, source: Source) -> str:
-        self._check_room(source)
+        self.check_room(source)
         scene = f"{item_id}~{os.urandom(16).hex()}"  # the item's id tells `sweep` where to look
         (self.there_scenes / scene).upload(source.path)
         return scene
@@ -225,9 +231,9 @@ class S3Store(Store):
     def _link(self, scene: Path, pin: Path) -> None:
         if not scene.exists():
             (self.there_scenes / scene.name).download(scene)
+            evict(self.scenes.glob("[!.]*"), self.settings.cache_mb * 1e6)
         os.utime(scene)
         os.link(scene, pin)
-        evict(self.scenes.glob("[!.]*"), self.settings.cache_mb * 1e6)
 
     def used(self) -> int:
         return sum(path.size for path in self.there_scenes.iterdir())

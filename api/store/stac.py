@@ -83,17 +83,19 @@ def _when(tag: str) -> dict[str, str | None]:
     return {"datetime": None, "start_datetime": FIRST_AERIAL_PHOTOGRAPH, "end_datetime": now()}
 
 
-def replaced(item: Mapping[str, Any], properties: Mapping[str, Any]) -> dict[str, Any]:
+def replaced(item: Mapping[str, Any], body: Mapping[str, Any]) -> dict[str, Any]:
     """The item with a client's properties; what the file itself tells is not the client's."""
-    own = item["properties"]
+    own, properties = item["properties"], body["properties"]
     fixed = {k: v for k, v in own.items() if k.startswith("proj:") or k == "created"}
     times = {k: own[k] for k in TIMES if k in own}
     if properties.get("datetime"):
         times = {}
     elif "start_datetime" in properties:
         times = {"datetime": None}
-    given = {k: v for k, v in properties.items() if k != "datetime" or v}
+    given = {k: v for k, v in properties.items() if k[:5] != "proj:" and (k != "datetime" or v)}
     given |= {k: utc(given[k]) for k in TIMES if k in given}
+    told = [PROJECTION, *body.get("stac_extensions", item["stac_extensions"])]
+    item = {**item, "stac_extensions": list(dict.fromkeys(told))}
     return {**item, "properties": {**times, **given, **fixed, "updated": now()}}
 
 

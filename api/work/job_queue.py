@@ -17,6 +17,7 @@ import threading
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
+from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +27,7 @@ from api.gate import try_lock
 from api.settings import Settings
 from api.store.items import ORPHAN_SECONDS, Store
 from api.store.stac import now
-from api.uploads import Source, in_plain_words
+from api.uploads import Look, Source, in_plain_words
 from api.work.predictor import Predictor
 from minicnn.files import atomic_write
 from segment.storage.s3 import ABSENT, Changed, Missing, StorageError
@@ -56,17 +57,18 @@ class Jobs:
         self._wake, self._stop = threading.Event(), threading.Event()
         self._thread: threading.Thread | None = None
 
-    def add(self, job_id: str, source: Source, pixel_size: float | None) -> dict[str, Any]:
+    def add(self, job_id: str, source: Source, look: Look) -> dict[str, Any]:
         """Accept a job; one of this id that has not failed is the same job."""
         before = self.get(job_id)
         if before and before["status"] != "failed":
             return before
         if len(list(self.folder.glob("*/scene"))) >= 1000:
             raise Problem(503, "Too many jobs are kept; try again later.", {"Retry-After": "60"})
+        self.store.check_room(source)
         draft = self.folder / f".{job_id}-{os.urandom(4).hex()}"
         draft.mkdir()
         os.link(source.path, draft / "scene")
-        request = {"name": source.name, "digest": source.digest, "pixel_size": pixel_size}
+        request = {"name": source.name, "digest": source.digest, "look": asdict(look)}
         _write(draft / "request.json", request)
         state = {"status": "accepted", "progress": 0, "message": "waiting for its turn"}
         state |= {"created": now(), "updated": now(), "attempts": 0}
@@ -91,15 +93,19 @@ class Jobs:
         except FileNotFoundError:
             return self._told(job_id)[0]
 
-    def source(self, job_id: str) -> tuple[Source, float | None]:
-        """A job's scene and pixel size."""
+    def source(self, job_id: str) -> tuple[Source, Look]:
+        """A job's scene, and how it is looked at."""
         folder = self.folder / job_id
         if not folder.exists():
             self._fetch(job_id)
         asked = json.loads((folder / "request.json").read_bytes())
-        return Source(folder / "scene", asked["name"], asked["digest"]), asked["pixel_size"]
+        look = {k: tuple(v) if isinstance(v, list) else v for k, v in asked["look"].items()}
+        return Source(folder / "scene", asked["name"], asked["digest"]), Look(**look)  # type: ignore[arg-type]
 
     def delete(self, job_id: str) -> None:
+        """Forget a job, its scene, and what was found in it."""
+        with suppress(FileNotFoundError, Missing):
+            self.predictor.forget(self.source(job_id)[0].digest)
         self._forget(job_id)
         if self.there:
             (self.there / f"{job_id}.json").delete()  # first: it is what makes a job one
@@ -254,12 +260,12 @@ class Jobs:
             return
         state["status"] = "accepted"  # of a killed worker it may say more
         try:
-            source, pixel_size = self.source(job_id)
+            source, look = self.source(job_id)
             with (
                 in_plain_words(source),
-                self.predictor.opened(source, pixel_size, step, PATIENCE),
+                self.predictor.opened(source, look, step, PATIENCE),
             ):
-                self.predictor.share(self.predictor.key(source.digest, pixel_size))
+                self.predictor.share(self.predictor.key(source.digest, look))
                 report(status="successful", progress=100, message="done")
         except Stopped:
             with suppress(FileNotFoundError):

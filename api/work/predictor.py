@@ -7,18 +7,20 @@ no second pass through the network.
 
 import hashlib
 import logging
+import math
 import os
 import threading
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
 from api.files import evict
 from api.gate import Gate, lock
 from api.settings import Settings
-from api.uploads import Source
+from api.uploads import Look, Source
 from minicnn.backend import choose_device
 from segment.data.rasters import open_raster
 from segment.errors import InputError
@@ -39,6 +41,7 @@ class Predictor:
         self.hands, self.job_hand = ThreadPoolExecutor(settings.slots), ThreadPoolExecutor(1)
         self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
         self.there = settings.prefix("predictions")
+        self.grown = math.inf  # bytes by which the folder has grown since it was looked at
         self._file, self._loading = model_file(settings.model), threading.Lock()
         self._loaded: Model | None = None
         self.device = choose_device(settings.device) if settings.device != "cpu" else "cpu"
@@ -58,31 +61,50 @@ class Predictor:
     def ready(self) -> bool:
         return self._loaded is not None
 
-    def key(self, digest: str, pixel_size: float | None) -> str:
-        """The name of a prediction: the same for the same scene, model and pixel size."""
+    def key(self, digest: str, look: Look) -> str:
+        """The name of a prediction: the same for the same scene, model and look."""
         self.model  # noqa: B018  (its id)
-        text = f"{digest} {self.model_id} {pixel_size or ''}"
-        return hashlib.sha256(text.encode()).hexdigest()[:32]
+        text = f"{digest} {self.model_id} {look}"
+        return _of_scene(digest) + hashlib.sha256(text.encode()).hexdigest()[:16]
+
+    def forget(self, digest: str) -> None:
+        """Remove all that was found in a scene."""
+        for path in self.folder.glob(f"{_of_scene(digest)}*.tif"):
+            path.unlink(missing_ok=True)
+        for kept in self.there.glob(f"{_of_scene(digest)}*.tif") if self.there else ():
+            kept.delete()
 
     def has(self, key: str) -> bool:
         return (self.folder / f"{key}.tif").exists()
 
     @contextmanager
     def opened(
-        self, source: Source, pixel_size: float | None, step: Step, patience: float = 0.0
+        self, source: Source, look: Look, step: Step, patience: float = 0.0
     ) -> Iterator[Any]:
         """The prediction of a scene as an open raster, computed now if it isn't kept.
 
         With `patience` (`Gate.slot`) the work makes way for others, and has a thread of its own.
         """
-        key = self.key(source.digest, pixel_size)
+        key = self.key(source.digest, look)
         path = self.folder / f"{key}.tif"
+        if not path.exists():
+            self._make(source, look, path, step, patience)
+        with suppress(OSError):  # where it can't be written it isn't evicted either
+            os.utime(path)
+        with self._open(path) as dataset:
+            if self.grown > self.settings.cache_mb * 1e6 / 20:  # to look at each takes seconds
+                self.grown = 0
+                evict(self.folder.glob("*.tif"), self.settings.cache_mb * 1e6)
+            yield dataset
+
+    def _make(self, source: Source, look: Look, path: Path, step: Step, patience: float) -> None:
+        """Compute a prediction, unless another worker or host has."""
         hands = self.job_hand if patience else self.hands
 
         def wait() -> None:
             step(None)
 
-        with lock([self.locks / f"key{key[:3]}"], wait):
+        with lock([self.locks / f"key{path.name[:3]}"], wait):
             if not path.exists() and not self._fetched(path):
                 with self.gate.slot(wait, patience) as give_way:
 
@@ -90,28 +112,32 @@ class Predictor:
                         give_way()
                         step(share)
 
-                    hands.submit(self._compute, source, pixel_size, path, between).result()
-            os.utime(path)
-            opening = open_raster(path)
-            try:
-                dataset = opening.__enter__()
-            except InputError as error:
-                path.unlink(missing_ok=True)  # the next request makes it again
-                raise RuntimeError("a kept prediction is broken") from error
+                    hands.submit(self._compute, source, look, path, between).result()
+                self.grown += path.stat().st_size
+
+    @contextmanager
+    def _open(self, path: Path) -> Iterator[Any]:
         try:
-            evict(self.folder.glob("*.tif"), self.settings.cache_mb * 1e6)
+            opening = open_raster(path)
+            dataset = opening.__enter__()
+        except InputError as error:
+            path.unlink(missing_ok=True)  # the next request makes it again
+            raise RuntimeError("a kept prediction is broken") from error
+        try:
             yield dataset
         finally:
             opening.__exit__(None, None, None)
 
-    def _compute(self, source: Source, pixel_size: float | None, path: Path, step: Step) -> None:
+    def _compute(self, source: Source, look: Look, path: Path, step: Step) -> None:
         def watched(windows: Sequence[Any]) -> Iterable[Any]:
             for done, window in enumerate(windows):
                 step(done / len(windows))
                 yield window
 
         with open_raster(source.path) as scene:
-            bands = scene_bands(self.model, scene, pixel_size=pixel_size, progress=watched)
+            info = replace(self.model.info, reading=look.reading(self.model.info.reading))
+            model = replace(self.model, info=info)
+            bands = scene_bands(model, scene, pixel_size=look.pixel_size, progress=watched)
             write_bands(bands, path, scene, threshold=None)
 
     def share(self, key: str) -> None:
@@ -134,3 +160,8 @@ class Predictor:
 
 def _digest(path: Path) -> str:
     return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+
+
+def _of_scene(digest: str) -> str:
+    """What the names of all predictions of a scene begin with."""
+    return hashlib.sha256(digest.encode()).hexdigest()[:16]

@@ -4,14 +4,17 @@ Rasters are made row by row; outlines and figures hold the whole mask, a byte a 
 """
 
 import json
+import os
 import time
-from collections.abc import Callable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 import numpy as np
 import pyproj
 from affine import Affine
+from rasterio.features import rasterize
 
 from api.errors import Problem
 from api.store.stac import corners, placed
@@ -21,7 +24,14 @@ from api.work.predictor import Predictor, Step
 from segment.data.ground import ground_pixel_size
 from segment.data.rasters import Window, open_raster
 from segment.data.reading import read_pixels
-from segment.geo.footprints import Footprints, feature_collection, polygons, require_place
+from segment.geo.footprints import (
+    Footprints,
+    feature_collection,
+    polygons,
+    require_place,
+    write_layer,
+)
+from segment.geo.geoparquet import write_geoparquet
 from segment.plots import tinted
 from segment.predict.scene import Band, write_bands
 
@@ -33,15 +43,30 @@ NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 LEVELS = (np.arange(256) / 255).astype(np.float32)
 SOMEWHERE = pyproj.CRS("+proj=laea +lat_0=0 +lon_0=0 +datum=WGS84")  # keeps areas
 
-# response_type -> media type, what a download's name ends in
+
+class Kind(NamedTuple):
+    """One response_type: its media type, what a download is called, which parameters it takes."""
+
+    media_type: str
+    ending: str
+    takes: frozenset[str]
+
+
+MASK = frozenset({"threshold", "min_area"})
+OUTLINES = MASK | {"simplify", "right_angles"}
+SIZE = frozenset({"size"})
 KINDS = {
-    "file": ("image/tiff", "_mask.tif"),
-    "png": ("image/png", "_overlay.png"),
-    "geojson": ("application/geo+json", "_buildings.geojson"),
-    "json": ("application/json", "_buildings.json"),
-    "probability": ("image/png", "_probability.png"),
-    "photo": ("image/png", "_photo.png"),
+    "file": Kind("image/tiff", "_mask.tif", MASK),
+    "png": Kind("image/png", "_overlay.png", MASK),
+    "geojson": Kind("application/geo+json", "_buildings.geojson", OUTLINES),
+    "gpkg": Kind("application/geopackage+sqlite3", "_buildings.gpkg", OUTLINES),
+    "fgb": Kind("application/vnd.flatgeobuf", "_buildings.fgb", OUTLINES),
+    "parquet": Kind("application/vnd.apache.parquet", "_buildings.parquet", OUTLINES),
+    "json": Kind("application/json", "_buildings.json", OUTLINES),
+    "probability": Kind("image/png", "_probability.png", SIZE),
+    "photo": Kind("image/png", "_photo.png", SIZE),
 }
+VECTOR = ("geojson", "gpkg", "fgb", "parquet")
 
 
 def make(
@@ -49,39 +74,79 @@ def make(
 ) -> None:
     """Write the product that `ask` (response_type and its parameters) names into `out`."""
     model, kind, start = predictor.model, ask["response_type"], time.perf_counter()
+    look, reading = ask["look"], ask["look"].reading(model.info.reading)
     threshold = model.info.threshold if ask["threshold"] is None else ask["threshold"]
     with in_plain_words(source), open_raster(source.path) as scene:
-        if kind == "geojson":  # before the work, not after it
+        if kind in VECTOR:  # before the work, not after it
             require_place(scene.crs, scene.transform, source.name)
-        if kind in ("geojson", "json") and placed(scene) and corners(scene) is None:
+        if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
             raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
         if kind == "photo":
-            _photo(scene, model.info.reading, ask["size"], out)
+            _photo(scene, reading, ask["size"], out)
             return
-        with predictor.opened(source, ask["pixel_size"], step) as prediction:
+        with predictor.opened(source, look, step) as prediction:
             seconds = time.perf_counter() - start
-            if kind == "file":
-                write_bands(_bands(prediction), out, scene, threshold)
-            elif kind == "png":
-                tints = (
-                    tinted(_pixels(scene, model.info.reading, band), band.mask(threshold))
-                    for band in _bands(prediction)
-                )
-                with out.open("wb") as file:
-                    write_png(file, scene.shape, tints)
-            elif kind == "probability":
+            if kind == "probability":
                 _probability(prediction, ask["size"], out)
+            elif kind in ("file", "png"):
+                bands = _bands(prediction)
+                if ask["min_area"]:
+                    bands = _without_small(prediction, scene, threshold, ask)
+                if kind == "file":
+                    write_bands(bands, out, scene, threshold)
+                else:
+                    _overlay(bands, scene, reading, threshold, out)
+            elif kind in VECTOR:
+                mask, _ = _mask(prediction, threshold)
+                _write_outlines(_outlines(mask, scene, ask), kind, out)
             else:
                 mask, valid = _mask(prediction, threshold)
                 found = _outlines(mask, scene, ask)
-                if kind == "geojson":
-                    body = feature_collection(found)
-                else:
-                    body = _figures(scene, mask, valid, found, ask, threshold)
-                    body["model"] = {"id": predictor.model_id, "threshold": model.info.threshold}
-                    total = time.perf_counter() - start
-                    body["seconds"] = {"network": round(seconds, 3), "total": round(total, 3)}
+                body = _figures(scene, mask, valid, found, look.pixel_size)
+                body["threshold"] = threshold
+                body["model"] = {"id": predictor.model_id, "threshold": model.info.threshold}
+                total = time.perf_counter() - start
+                body["seconds"] = {"network": round(seconds, 3), "total": round(total, 3)}
                 out.write_text(json.dumps(body))
+
+
+def _overlay(bands: Iterable[Band], scene: Any, reading: Any, threshold: float, out: Path) -> None:
+    tints = (tinted(_pixels(scene, reading, band), band.mask(threshold)) for band in bands)
+    with out.open("wb") as file:
+        write_png(file, scene.shape, tints)
+
+
+def _without_small(
+    prediction: Any, scene: Any, threshold: float, ask: Mapping[str, Any]
+) -> Iterator[Band]:
+    """The bands of a prediction, less buildings whose outlines are below min_area."""
+    mask, _ = _mask(prediction, threshold)
+    kept = _outlines(mask, scene, {**ask, "simplify": 0, "right_angles": False}).outlines
+    if placed(scene):
+        place = scene.transform
+    else:
+        side = ask["look"].pixel_size or 1.0
+        place = Affine.scale(side, -side)
+    shapes = ((outline, 1) for outline in kept)
+    mask = rasterize(shapes, mask.shape, transform=place) if len(kept) else np.zeros_like(mask)
+    for band in _bands(prediction):
+        rows = mask[band.row : band.row + len(band.valid)]
+        yield replace(band, probability=np.where(rows, band.probability, np.float32(-1)))
+
+
+def _write_outlines(found: Footprints, kind: str, out: Path) -> None:
+    if kind == "geojson":
+        out.write_text(json.dumps(feature_collection(found)))
+    elif kind == "parquet":
+        write_geoparquet([found], out)
+    else:
+        # GDAL chooses the format by the ending, and a scratch file has none.
+        ending = out.with_suffix(f".{kind}")
+        try:
+            write_layer(found, ending, {"gpkg": "GPKG", "fgb": "FlatGeobuf"}[kind])
+            os.replace(ending, out)
+        finally:
+            ending.unlink(missing_ok=True)
 
 
 def _bands(prediction: Any) -> Iterator[Band]:
@@ -157,30 +222,30 @@ def _outlines(mask: np.ndarray, scene: Any, ask: Mapping[str, Any]) -> Footprint
     if corners > CORNERS:
         sentence = f"The mask has {corners} corners, too many to outline: try another threshold."
         raise Problem(422, sentence)
-    place, crs = scene.transform, scene.crs
+    place, crs, size = scene.transform, scene.crs, ask["look"].pixel_size
+    wishes = {name: ask[name] for name in ("min_area", "simplify", "right_angles")}
     if not placed(scene):
-        side = ask["pixel_size"] or 1.0
-        if ask["pixel_size"] is None and (ask["min_area"] or ask["simplify"]):
-            sentence = "min_area and simplify count in metres: a scene without a georeference"
-            raise Problem(422, f"{sentence} needs pixel_size, too.")
-        place, crs = Affine.scale(side, -side), SOMEWHERE
-    return polygons(mask, place, crs, ask["min_area"], ask["simplify"])
+        side = size or 1.0
+        if size is None and any(wishes.values()):
+            sentence = "min_area, simplify and right_angles count in metres: a scene without a"
+            raise Problem(422, f"{sentence} georeference needs pixel_size, too.")
+        return polygons(mask, Affine.scale(side, -side), SOMEWHERE, **wishes)
+    # Where the client corrects the pixel size, all that is measured follows.
+    larger = size / (ground_pixel_size(scene) or size) if size else 1.0
+    wishes["min_area"] /= larger**2
+    wishes["simplify"] /= larger
+    found = polygons(mask, place, crs, **wishes)
+    return replace(found, area_m2=found.area_m2 * larger**2)
 
 
 def _figures(
-    scene: Any,
-    mask: np.ndarray,
-    valid: int,
-    found: Footprints,
-    ask: Mapping[str, Any],
-    threshold: float,
+    scene: Any, mask: np.ndarray, valid: int, found: Footprints, pixel_size: float | None
 ) -> dict[str, Any]:
-    pixel_size = ask["pixel_size"] or ground_pixel_size(scene)
+    pixel_size = pixel_size or ground_pixel_size(scene)
     return {
         "buildings": len(found.outlines),
         "built_area_m2": round(float(found.area_m2.sum()), 2) if pixel_size else None,
         "built_share": round(np.count_nonzero(mask) / valid, 6) if valid else 0.0,
-        "threshold": threshold,
         "width": scene.width,
         "height": scene.height,
         "pixel_size": pixel_size,

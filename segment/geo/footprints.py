@@ -220,8 +220,14 @@ def write_geojson(footprints: Footprints, path: str | Path) -> None:
 
 
 def write_geopackage(footprints: Footprints, path: str | Path) -> None:
-    """Layer `buildings` in the scene's own CRS, the `properties` being columns; InputError where
-    it can't be written."""
+    write_layer(footprints, path, "GPKG")
+
+
+def write_layer(footprints: Footprints, path: str | Path, driver: str) -> None:
+    """Layer `buildings` in the scene's own CRS, the `properties` being columns.
+
+    DiskFull where it can't be written.
+    """
     import pyogrio.errors
     import pyogrio.raw
     import shapely
@@ -245,7 +251,7 @@ def write_geopackage(footprints: Footprints, path: str | Path) -> None:
                 crs=footprints.crs,
                 geometry_type="Polygon",
                 layer="buildings",
-                driver="GPKG",
+                driver=driver,
             )
             written = pyogrio.raw.read(temporary)[2]
         except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
