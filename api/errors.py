@@ -117,7 +117,7 @@ def install(app: Flask) -> None:
 
 def plain(error: InputError, path: str, name: str) -> str:
     """What `segment` says, for someone who sees no files and no commands of the server."""
-    said = error.problem.replace(path, name)
+    said = re.sub(r"^--[^:]*: ", "", error.problem.replace(path, name))
     # Advice to whoever types a command may stand in a clause of its own.
     said = re.split(r"[;:,] (?=[^;:,]*--[a-z])", said)[0]
     return said.rstrip(".") + "."

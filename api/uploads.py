@@ -6,7 +6,7 @@ import re
 import tempfile
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass
 from pathlib import Path
 from typing import IO, Any
 
@@ -53,20 +53,21 @@ class Look:
 
     pixel_size: float | None = None  # metres on the ground
     bands: tuple[int, ...] | None = None  # red, green and blue, from 1
-    rescale: tuple[float, ...] | None = None  # the values that become black and white
+    rescale: tuple[float, ...] | str | None = None  # what becomes black and white; or auto
 
     @classmethod
     def of(cls, ask: Mapping[str, Any]) -> "Look":
         bands = ask["bands"] and tuple(map(int, ask["bands"].split(",")))
-        rescale = ask["rescale"] and tuple(map(float, ask["rescale"].split(",")))
-        if rescale and not rescale[0] < rescale[1]:
+        rescale = ask["rescale"]
+        if rescale and rescale != "auto":
+            rescale = tuple(map(float, rescale.split(",")))
+        if isinstance(rescale, tuple) and not rescale[0] < rescale[1]:
             raise Problem(422, "The parameter 'rescale' wants the lower value first.")
         return cls(ask["pixel_size"], bands, rescale)
 
     def reading(self, own: Reading) -> Reading:
         """The model's reading, with what was asked for in its place."""
-        given = {"bands": self.bands, "value_range": self.rescale}
-        return replace(own, **{k: v for k, v in given.items() if v})  # type: ignore[arg-type]
+        return own.but(self.bands, self.rescale)
 
 
 class Request(flask.Request):

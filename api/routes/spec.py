@@ -197,8 +197,8 @@ LOOK = [
     ),
     _query(
         "rescale",
-        {"type": "string", "pattern": r"^-?\d{1,9}(\.\d{1,9})?,-?\d{1,9}(\.\d{1,9})?$"},
-        "The values that become black and white, for scenes that aren't 8-bit: 0,3000.",
+        {"type": "string", "pattern": r"^(auto|-?\d{1,9}(\.\d{1,9})?,-?\d{1,9}(\.\d{1,9})?)$"},
+        "The values that become black and white, for scenes that aren't 8-bit: 0,3000; or auto.",
     ),
 ]
 PRODUCT_NAMES = [parameter["name"] for parameter in PRODUCT]

@@ -103,7 +103,9 @@ def test_deep_pixels_and_other_bands(client):
     assert refused.status_code == 422 and "--" not in refused.json["detail"]
     answer = ask(client, data, bands="4,2,5", rescale="0,2550")
     assert np.array_equal(decode(answer.data)[0], decode(ask(client).data)[0])
-    assert ask(client, data, bands="4,2,6", rescale="0,2550").status_code == 422
+    assert ask(client, data, bands="4,2,5", rescale="auto").status_code == 200
+    unknown = ask(client, data, bands="4,2,6", rescale="0,2550")
+    assert unknown.status_code == 422 and "--" not in unknown.json["detail"]
     assert ask(client, data, bands="4,2,5", rescale="9,1").status_code == 422
 
 

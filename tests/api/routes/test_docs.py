@@ -64,6 +64,6 @@ def test_the_tables_are_complete():
     for field in fields(Settings):
         if isinstance(field.default, int | float) and field.default:
             assert told[f"MINICNN_{field.name.upper()}"] == f"{field.default:g}"
-    for kind, (media_type, _) in KINDS.items():
+    for kind, (media_type, *_) in KINDS.items():
         assert re.search(rf"^\| `{kind}` \|.*`{re.escape(media_type)}` \|$", TEXT, re.MULTILINE)
     assert ITEM_ID.strip("^$") in TEXT
