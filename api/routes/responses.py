@@ -47,7 +47,15 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
 
 def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
     """The same as long as the scene, the model and the question are."""
-    names = ("response_type", "threshold", "min_area", "simplify", "right_angles", "size")
+    names = (
+        "response_type",
+        "threshold",
+        "min_area",
+        "simplify",
+        "right_angles",
+        "separate",
+        "size",
+    )
     key = service().predictor.key(source.digest, ask["look"])
     text = json.dumps([key, source.name, [ask[name] for name in names]])
     return hashlib.sha256(text.encode()).hexdigest()[:32]

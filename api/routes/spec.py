@@ -179,6 +179,11 @@ PRODUCT = [
         "Draw outlines with right angles where that fits: the outlines and json.",
     ),
     _query(
+        "separate",
+        {"type": "boolean", "default": False},
+        "Part buildings that touch: the outlines and json.",
+    ),
+    _query(
         "size",
         {"type": "integer", "minimum": 16, "maximum": 30_000},
         "Reduce probability and photo to so many pixels on the longer side.",

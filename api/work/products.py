@@ -32,8 +32,9 @@ from segment.geo.footprints import (
     write_layer,
 )
 from segment.geo.geoparquet import write_geoparquet
+from segment.geo.separate import TOGETHER, marks
 from segment.plots import tinted
-from segment.predict.scene import Band, write_bands
+from segment.predict.scene import Band, separation, write_bands
 
 ROWS = 256
 CORNERS = 1_000_000  # of outlines: more would take more memory than the mask itself
@@ -53,7 +54,7 @@ class Kind(NamedTuple):
 
 
 MASK = frozenset({"threshold", "min_area"})
-OUTLINES = MASK | {"simplify", "right_angles"}
+OUTLINES = MASK | {"simplify", "right_angles", "separate"}
 SIZE = frozenset({"size"})
 KINDS = {
     "file": Kind("image/tiff", "_mask.tif", MASK),
@@ -81,6 +82,8 @@ def make(
             require_place(scene.crs, scene.transform, source.name)
         if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
             raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
+        parted = separation(model, scene, look.pixel_size) if ask["separate"] else TOGETHER
+        ask = {**ask, "how": parted}
         if kind == "photo":
             _photo(scene, reading, ask["size"], out)
             return
@@ -97,10 +100,10 @@ def make(
                 else:
                     _overlay(bands, scene, reading, threshold, out)
             elif kind in VECTOR:
-                mask, _ = _mask(prediction, threshold)
+                mask, _ = _marks(prediction, threshold)
                 _write_outlines(_outlines(mask, scene, ask), kind, out)
             else:
-                mask, valid = _mask(prediction, threshold)
+                mask, valid = _marks(prediction, threshold)
                 found = _outlines(mask, scene, ask)
                 body = _figures(scene, mask, valid, found, look.pixel_size)
                 body["threshold"] = threshold
@@ -120,7 +123,7 @@ def _without_small(
     prediction: Any, scene: Any, threshold: float, ask: Mapping[str, Any]
 ) -> Iterator[Band]:
     """The bands of a prediction, less buildings whose outlines are below min_area."""
-    mask, _ = _mask(prediction, threshold)
+    mask, _ = _marks(prediction, threshold)
     kept = _outlines(mask, scene, {**ask, "simplify": 0, "right_angles": False}).outlines
     if placed(scene):
         place = scene.transform
@@ -161,11 +164,13 @@ def _pixels(scene: Any, reading: Any, band: Band) -> np.ndarray:
     return read_pixels(scene, reading, window)[0]
 
 
-def _mask(prediction: Any, threshold: float) -> tuple[np.ndarray, int]:
-    """The whole mask, and how many pixels are valid."""
-    bands = [(band.mask(threshold), int(band.valid.sum())) for band in _bands(prediction)]
-    mask = np.concatenate([mask for mask, _ in bands])
-    return mask, sum(count for _, count in bands)
+def _marks(prediction: Any, threshold: float) -> tuple[np.ndarray, int]:
+    """The whole mask as `separate.marks`, 0 where no building is, and how many pixels are valid."""
+    bands = [
+        (marks(band.probability, band.mask(threshold) > 0), int(band.valid.sum()))
+        for band in _bands(prediction)
+    ]
+    return np.concatenate([part for part, _ in bands]), sum(count for _, count in bands)
 
 
 def _reduced(
@@ -215,26 +220,28 @@ def _probability(prediction: Any, size: int | None, out: Path) -> None:
 
 def _outlines(mask: np.ndarray, scene: Any, ask: Mapping[str, Any]) -> Footprints:
     """Outlines on the ground; a scene without a place is measured as if it lay at 0° N 0° E."""
+    building = mask > 0
     corners = sum(
         int(np.count_nonzero(part[1:, 1:] ^ part[1:, :-1] ^ part[:-1, 1:] ^ part[:-1, :-1]))
-        for part in (mask[row : row + ROWS + 1] for row in range(0, len(mask), ROWS))
+        for part in (building[row : row + ROWS + 1] for row in range(0, len(mask), ROWS))
     )
     if corners > CORNERS:
         sentence = f"The mask has {corners} corners, too many to outline: try another threshold."
         raise Problem(422, sentence)
     place, crs, size = scene.transform, scene.crs, ask["look"].pixel_size
     wishes = {name: ask[name] for name in ("min_area", "simplify", "right_angles")}
+    how = {"how": ask["how"]}
     if not placed(scene):
         side = size or 1.0
         if size is None and any(wishes.values()):
             sentence = "min_area, simplify and right_angles count in metres: a scene without a"
             raise Problem(422, f"{sentence} georeference needs pixel_size, too.")
-        return polygons(mask, Affine.scale(side, -side), SOMEWHERE, **wishes)
+        return polygons(mask, Affine.scale(side, -side), SOMEWHERE, **wishes, **how)
     # Where the client corrects the pixel size, all that is measured follows.
     larger = size / (ground_pixel_size(scene) or size) if size else 1.0
     wishes["min_area"] /= larger**2
     wishes["simplify"] /= larger
-    found = polygons(mask, place, crs, **wishes)
+    found = polygons(mask, place, crs, **wishes, **how)
     return replace(found, area_m2=found.area_m2 * larger**2)
 
 

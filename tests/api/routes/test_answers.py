@@ -50,11 +50,12 @@ def truth(model, tmp_path_factory):
 
 def test_every_parameter_is_honoured_or_refused(client):
     values = {"threshold": 0.4, "min_area": 3, "simplify": 1, "right_angles": "true", "size": 20}
+    values["separate"] = "true"
     for kind, (media_type, _, takes) in KINDS.items():
         for name, value in values.items():
             answer = ask(client, response_type=kind, **{name: value})
             assert answer.status_code == (200 if name in takes else 422), (kind, name)
-            if name in takes:
+            if name in takes and name != "separate":  # this scene may have nothing to part
                 assert answer.mimetype == media_type
                 plain = ask(client, response_type=kind).data
                 assert kind == "json" or answer.data != plain, (kind, name)

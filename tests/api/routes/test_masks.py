@@ -9,10 +9,12 @@ import rasterio
 from rasterio.transform import Affine
 from serving import PLACE, decode, encode, picture, problem, scene, unplaced_is_fine
 
+from segment.data.rasters import open_raster
 from segment.geo import footprints
+from segment.geo.separate import marks
 from segment.plots import tinted
 from segment.predict.command import main as predict
-from segment.predict.scene import predict_scene
+from segment.predict.scene import predict_scene, scene_bands
 
 
 @pytest.fixture
@@ -125,7 +127,10 @@ def test_outlines_and_figures_are_those_of_footprints(server, model, file):
     answer = server.mask(file.read_bytes(), query=query)
     assert answer.headers["Content-Type"] == "application/geo+json"
     mask, profile = predict_scene(model, file)
-    found = footprints.polygons(mask, profile["transform"], profile["crs"], 0.2, 0.4)
+    with open_raster(file) as dataset:
+        bands = list(scene_bands(model, dataset))
+    mark = np.concatenate([marks(band.probability, band.mask(0.5) > 0) for band in bands])
+    found = footprints.polygons(mark, profile["transform"], profile["crs"], 0.2, 0.4)
     assert answer.json() == json.loads(json.dumps(footprints.feature_collection(found)))
     figures = server.mask(file.read_bytes(), query={**query, "response_type": "json"}).json()
     assert figures["buildings"] == len(found.outlines) > 3
