@@ -73,7 +73,8 @@ def to_device(x: Array, device: str) -> Array:
 def to_host(x: Array) -> np.ndarray:
     """`x` as a NumPy array; a copy only if it lives on a GPU."""
     xp = array_module(x)
-    return x if xp is np else xp.asnumpy(x)
+    host: np.ndarray = x if xp is np else xp.asnumpy(x)
+    return host
 
 
 def describe_device(device: str) -> str:

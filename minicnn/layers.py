@@ -112,7 +112,7 @@ class Layer:
 
 def he_normal(rng: np.random.Generator, shape: Shape, fan_in: float) -> np.ndarray:
     """Normal weights of variance 2 / fan_in, which keep a ReLU net's signal (He et al. 2015)."""
-    return (rng.standard_normal(shape) * np.sqrt(2 / fan_in)).astype(np.float32)
+    return np.asarray(rng.standard_normal(shape) * np.sqrt(2 / fan_in), np.float32)
 
 
 def _zeros(size: int) -> np.ndarray:
@@ -153,7 +153,7 @@ class Conv2d(Layer):
     def predict(self, x: Array) -> Array:
         return self._apply(x)[0]
 
-    def _apply(self, x: Array) -> tuple[Array, Any]:
+    def _apply(self, x: Array) -> Any:
         return kernels_for(x).conv2d(x, self.params["w"], self.params["b"], self.stride, self.pad)
 
     def output_shape(self, shape: Shape) -> Shape:
@@ -191,7 +191,7 @@ class ConvTranspose2d(Layer):
     def predict(self, x: Array) -> Array:
         return self._apply(x)[0]
 
-    def _apply(self, x: Array) -> tuple[Array, Any]:
+    def _apply(self, x: Array) -> Any:
         w, b = self.params["w"], self.params["b"]
         return kernels_for(x).conv_transpose2d(x, w, b, self.stride, self.crop)
 
@@ -217,7 +217,8 @@ def update_running(state: dict[str, Array], batch: Statistics, pixels: int) -> N
     unbias = count / max(1, count - 1)
     fused = kernels_for(batch.mean).update_running
     if fused and batch.mean.dtype == np.float32:
-        return fused(state["mean"], state["var"], batch, MOMENTUM, unbias)
+        fused(state["mean"], state["var"], batch, MOMENTUM, unbias)
+        return
     state["mean"] = (1 - MOMENTUM) * state["mean"] + MOMENTUM * batch.mean
     state["var"] = (1 - MOMENTUM) * state["var"] + MOMENTUM * unbias * batch.var
 
@@ -245,7 +246,7 @@ class BatchNorm2d(Layer):
     def predict(self, x: Array) -> Array:
         return self._apply(x, running_statistics(self.state))[0]
 
-    def _apply(self, x: Array, statistics: Statistics | None) -> tuple[Array, Any]:
+    def _apply(self, x: Array, statistics: Statistics | None) -> Any:
         gamma, beta = self.params["gamma"], self.params["beta"]
         return kernels_for(x).batch_norm(x, gamma, beta, statistics)
 

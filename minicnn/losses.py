@@ -5,12 +5,14 @@ without a label. Losses are means over the valid pixels, or ratios of sums over 
 """
 
 from collections.abc import Callable
-from typing import Any, Protocol
+from typing import Protocol
 
 import numpy as np
 
 from minicnn.backend import Array, array_module, check_float, kernels_for
 from minicnn.ranks import sum_of_parts
+
+Fused = Callable[..., tuple[float, Array]]
 
 
 class Loss(Protocol):
@@ -120,10 +122,11 @@ def _counted(logits: Array, valid: Array | None) -> tuple[Array, Array | None]:
     return logits, valid.astype(logits.dtype, copy=False)
 
 
-def _fused(logits: Array, labels: Array, valid: Array | None) -> Any:
+def _fused(logits: Array, labels: Array, valid: Array | None) -> Fused | None:
     """The kernel for all three losses and their gradients, where there is one for `logits`."""
     _check(logits, labels, valid)
-    return kernels_for(logits).loss if logits.dtype == np.float32 else None
+    fused: Fused | None = kernels_for(logits).loss if logits.dtype == np.float32 else None
+    return fused
 
 
 def _overlaps(logits: Array, labels: Array, valid: Array | None) -> tuple[Array, Array, Array]:

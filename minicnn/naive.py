@@ -62,7 +62,8 @@ def conv_transpose2d(x: Array, w: Array, b: Array, stride: int = 2, crop: Pad = 
     (top, bottom), (left, right) = pads(crop)
     OH = transpose_size(H, K, stride, top, bottom)
     OW = transpose_size(W, K, stride, left, right)
-    return y[:, top : top + OH, left : left + OW] + b
+    y = y[:, top : top + OH, left : left + OW]
+    return np.asarray(y + b)
 
 
 def conv_transpose2d_backward(

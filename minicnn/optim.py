@@ -188,7 +188,7 @@ class Muon(Optimizer):
 
 
 def _is_kernel(p: Array) -> bool:
-    return p.ndim == 4 and p.shape[0] * p.shape[1] > 1
+    return bool(p.ndim == 4 and p.shape[0] * p.shape[1] > 1)
 
 
 def _length(p: Array) -> Array:

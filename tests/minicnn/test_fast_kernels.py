@@ -113,6 +113,8 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
     exact = *double(x.value(), skip), ops.BlockWeights(*double(*weights))
     y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
+    # The normalised values of two or three pixels hardly depend on them: their gradients cancel.
+    assume(not trained or y64.size >= 16 * y64.shape[3])
     # Where a batch hardly varies, what rounding leaves is blown up. That of inputs is relative to
     # their shifts, which are left out of what is read: see docs/performance.md.
     assume((cache64.norm.inverse_std < 10).all())
@@ -143,7 +145,8 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     dw64, _, dgamma64, dbeta64 = grads64
     # Where the terms of dw cancel out, their rounding stays: as large as that of a random sum.
     assert np.abs(dw - dw64).max() < bound * max(np.abs(dw64).max(), np.linalg.norm(dy))
-    assert np.abs(dgamma - dgamma64).max() < bound * sums(dy)
+    terms = max(sums(dy), sums(dy * cache64.norm.normalised))
+    assert np.abs(dgamma - dgamma64).max() < bound * terms
     assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
 
 

@@ -7,7 +7,6 @@ Between `lift` and the last layer, blocks hand on `Map`s in place of arrays: see
 """
 
 from collections.abc import Callable
-from typing import Any
 
 import numpy as np
 
@@ -33,6 +32,8 @@ from minicnn.ops import (
     relu_backward,
 )
 
+Values = Array | Map  # an activation, as an array or as blocks hand it on
+
 PIECE = 1 << 16  # values
 
 __all__ = [  # the ops; what else is here is there for layers, losses and optimisers
@@ -51,7 +52,7 @@ __all__ = [  # the ops; what else is here is there for layers, losses and optimi
 ]
 
 
-def lift(x: Array) -> Any:
+def lift(x: Array) -> Values:
     """`x` in the form that a network's blocks hand on; float64 stays an array: the plain path."""
     return Map(x) if x.dtype == np.float32 else x
 
@@ -73,45 +74,47 @@ def for_each(job: Callable[[int], None], count: int) -> None:
     run(count, job)
 
 
-def _map(x: Any) -> Map:
+def _map(x: Values) -> Map:
     return x if isinstance(x, Map) else Map(np.ascontiguousarray(x))
 
 
-def _array(x: Any) -> Array:
+def _array(x: Values) -> Array:
     return x.value() if isinstance(x, Map) else x
 
 
-def _like(x: Any, y: Array) -> Any:
+def _like(x: Values, y: Array) -> Values:
     """`y` as a map if the input `x` was one."""
     return Map(y) if isinstance(x, Map) else y
 
 
-def _plain(dy: Any) -> Array:
+def _plain(dy: Array | Gradient) -> Array:
     return dy.dy if isinstance(dy, Gradient) else dy
 
 
-def conv2d(x: Any, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple[Array, Any]:
+def conv2d(x: Values, w: Array, b: Array, stride: int = 1, pad: Pad = 0) -> tuple[Array, object]:
     if x.dtype == w.dtype == np.float32 and len(w) == stride == 1 and pad == 0:
         return pointwise.conv2d(_map(x), w, b)
     return ops.conv2d(_array(x), w, b, stride, pad)
 
 
-def conv2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
+def conv2d_backward(dy: Array, cache: object) -> tuple[Array | Gradient, Array, Array]:
     if isinstance(cache, pointwise.PointwiseCache):
         return pointwise.conv2d_backward(dy, cache)
     return ops.conv2d_backward(dy, cache)
 
 
-def conv_transpose2d(x: Any, w: Array, b: Array, stride: int = 2, crop: Pad = 0) -> tuple[Any, Any]:
+def conv_transpose2d(
+    x: Values, w: Array, b: Array, stride: int = 2, crop: Pad = 0
+) -> tuple[Values, object]:
     if upsample_small.fits(_map(x), w, stride, crop):
-        way: Any = upsample if upsample.fits(_map(x)) else upsample_small
+        way = upsample if upsample.fits(_map(x)) else upsample_small
         y, cache = way.conv_transpose2d(_map(x), w, b)
     else:
         y, cache = ops.conv_transpose2d(_array(x), w, b, stride, crop)
     return _like(x, y), cache
 
 
-def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]:
+def conv_transpose2d_backward(dy: Array, cache: object) -> tuple[Array | Gradient, Array, Array]:
     if isinstance(cache, upsample.UpCache):
         return upsample.conv_transpose2d_backward(np.ascontiguousarray(dy), cache)
     if isinstance(cache, upsample_small.DirectCache):
@@ -119,7 +122,7 @@ def conv_transpose2d_backward(dy: Array, cache: Any) -> tuple[Any, Array, Array]
     return ops.conv_transpose2d_backward(dy, cache)
 
 
-def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
+def max_pool2d(x: Values, size: int = 2) -> tuple[Values, object]:
     _, H, W, _ = x.shape
     if x.dtype == np.float32 and size == 2 and H % 2 == W % 2 == 0:
         pooled, cache = pool.max_pool2d(_map(x))
@@ -128,7 +131,7 @@ def max_pool2d(x: Any, size: int = 2) -> tuple[Any, Any]:
     return _like(x, y), cache
 
 
-def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Any:
+def max_pool2d_backward(dy: Array, cache: object, other: Array | None = None) -> Array | Gradient:
     if isinstance(cache, pool.PoolCache):
         return pool.max_pool2d_backward(np.ascontiguousarray(dy), cache, other)
     dx = ops.max_pool2d_backward(dy, cache)
@@ -136,12 +139,12 @@ def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> An
 
 
 def conv_bn_relu(
-    x: Any,
-    skip: Any,
+    x: Values,
+    skip: Values | None,
     weights: BlockWeights,
     statistics: Statistics | None = None,
     pad: Pad = 0,
-) -> tuple[Any, Any]:
+) -> tuple[Values, object]:
     sources = [_map(x)] if skip is None else [_map(x), _map(skip)]
     if conv_block.fits(sources, weights, pad):
         block, cache = conv_block.conv_bn_relu(sources, weights, statistics, pad)
@@ -152,13 +155,13 @@ def conv_bn_relu(
 
 
 def conv_bn_relu_predict(
-    x: Any,
-    skip: Any,
+    x: Values,
+    skip: Values | None,
     weights: BlockWeights,
     statistics: Statistics,
     pad: Pad = 0,
-    kept: dict[str, Any] | None = None,
-) -> Any:
+    kept: dict[str, conv_block.Folded] | None = None,
+) -> Values:
     """The block in inference: by given statistics, with nothing kept for a backward pass.
 
     kept: this block's own place for what is derived from its weights, for use again.
@@ -173,12 +176,13 @@ def conv_bn_relu_predict(
 
 
 def conv_bn_relu_backward(
-    dy: Any, cache: Any, need_dx: bool = True
-) -> tuple[Any, Any, BlockWeights]:
+    dy: Array | Gradient, cache: object, need_dx: bool = True
+) -> tuple[Array | Gradient | None, Array | None, BlockWeights]:
     if isinstance(cache, conv_block.BlockCache):
-        dx, gradients = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
-        dx, dskip = (*dx, None, None)[:2]
+        inputs, gradients = conv_block.conv_bn_relu_backward(dy, cache, need_dx)
+        dx, dskip = (*inputs, None, None)[:2]
         return dx, dskip, gradients
+    assert isinstance(cache, ops.BlockCache)
     return ops.conv_bn_relu_backward(_plain(dy), cache, need_dx)
 
 
@@ -188,5 +192,4 @@ def normalise(pixels: Array, mean: float, scale: float) -> Array:
 
 
 # A GPU has kernels for these; here the formulas of their users are as good.
-loss: Any = None
-update_running: Any = None
+loss = update_running = None

@@ -36,6 +36,9 @@ from minicnn.kernels.cpu.toom_cook_rows import Windows
 from minicnn.ops import EPS, BlockWeights, Pad, Statistics, pads, whole_batch
 from minicnn.ranks import mean_of_parts
 
+Method = Any  # Windows or Tiles
+PointWeights = Any  # weights at the points, in the form that the method wants
+
 FLAT = 1e-12  # a gamma that makes of all pixels one
 LANES = 8  # sums over the image are made in this many parts, whatever the number of threads
 LANE_WEIGHTS = 1 << 19  # with fewer, to share a sum over the weights costs more than to make it
@@ -94,7 +97,7 @@ def conv_bn_relu(
     constant = sign * b + _uniform(_joined(sources, "shift"), w)
     z = empty(N, H, W, len(b))
     how = _method(sources, w)
-    U: Any = w, _joined(sources, "scale")
+    U: PointWeights = w, _joined(sources, "scale")
     if not how.small:
         U = how.weights(*U)
     sums = _convolve(how, U, None, sources, top, left, z, _sums(len(b)))
@@ -178,7 +181,7 @@ class Folded:
 
     def __init__(self, *arrays: np.ndarray) -> None:
         self.arrays = [a.copy() if a.flags.writeable else a for a in arrays]
-        self.ways: dict[type, tuple[Any, np.ndarray]] = {}
+        self.ways: dict[type, tuple[PointWeights, np.ndarray]] = {}
 
     def holds_for(self, *arrays: np.ndarray) -> bool:
         """Whether `arrays` are what they were."""
@@ -203,21 +206,21 @@ def _sums(F: int) -> Callable[[np.ndarray], np.ndarray]:
     return sums
 
 
-def _method(sources: list[Map], w: np.ndarray, backward: bool = False) -> Any:
+def _method(sources: list[Map], w: np.ndarray, backward: bool = False) -> Method:
     inputs = [x.shape[3] for x in sources]
     return method(len(w), inputs, w.shape[3], sources[0].shape[2], backward)
 
 
 def _convolve(
-    how: Any,
-    U: Any,
+    how: Method,
+    U: PointWeights,
     shift: np.ndarray | None,
     sources: list[Map],
     top: int,
     left: int,
     z: np.ndarray,
-    finish: Callable[[np.ndarray], Any] | None = None,
-) -> list[Any]:
+    finish: Callable[[np.ndarray], np.ndarray] | None = None,
+) -> list[np.ndarray]:
     """z = convolution of the sources, plus `shift`; what `finish` makes of each strip of it.
 
     U: the weights at the points; or, for a small image, (w, scale of its inputs).
@@ -225,7 +228,7 @@ def _convolve(
     N, H, W, F = z.shape
     K, cut = how.K, strips(N, H, how.strip_rows(N, H))
     high = cut.rows // OUTPUTS
-    results: list[Any] = [None] * cut.count
+    results = [np.empty(0)] * cut.count
     shifts = None if shift is None else row_of(shift, how.out_pitch)
 
     def points(j: int) -> list[np.ndarray]:
@@ -254,19 +257,19 @@ def _convolve(
 
 
 def _points(
-    how: Any, sources: list[Map], n: int, first: int, strips: int, left: int
+    how: Method, sources: list[Map], n: int, first: int, strips: int, left: int
 ) -> list[np.ndarray]:
     """Rows of the sources from `first` on, at the points of the columns."""
     read = [_read(how, x, n, first, strips, left, f"x{i}") for i, x in enumerate(sources)]
     return [_columns(how, x, strips, f"V{i}") for i, x in enumerate(read)]
 
 
-def _read(how: Any, x: Map, n: int, first: int, strips: int, left: int, name: str) -> np.ndarray:
+def _read(how: Method, x: Map, n: int, first: int, strips: int, left: int, name: str) -> np.ndarray:
     count = OUTPUTS * strips + how.K - 1
     return padded(x, n, first, count, left, how.pitch, name)
 
 
-def _columns(how: Any, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
+def _columns(how: Method, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
     step = rows.shape[1]
     V = scratch(name, how.P * strips + 1, step)  # one row more, which windows may reach into
     V[-1, : BORDER * step // how.pitch] = 0
@@ -276,7 +279,7 @@ def _columns(how: Any, rows: np.ndarray, strips: int, name: str) -> np.ndarray:
 
 def conv_bn_relu_backward(
     dy: np.ndarray | Gradient, cache: BlockCache, need_dx: bool
-) -> tuple[list[Any], BlockWeights]:
+) -> tuple[list[np.ndarray | Gradient], BlockWeights]:
     """dy -> gradients of the sources, and of the weights.
 
     The first source's gradient is a `Gradient` if that is lazy. The second's is an array: a skip
@@ -310,15 +313,15 @@ def conv_bn_relu_backward(
 
 def _convolve_backward(
     source: Source, cache: BlockCache, scale: np.ndarray, need_dx: bool
-) -> tuple[list[Any], np.ndarray]:
+) -> tuple[list[np.ndarray | Gradient], np.ndarray]:
     """Gradients of the sources and of w, from the convolution's own, `source` times `scale`."""
     work = _Backward(source, cache, scale, need_dx)
     factors = np.outer(_joined(cache.sources, "scale"), scale)
     backward = _backward_by_points if work.how.small else _backward_by_strips
     dw = backward(work, factors)
-    dx: list[Any] = work.dx
+    dx: list[np.ndarray | Gradient] = [*work.dx]
     if work.masks:
-        dx[0] = Gradient(dx[0], work.slots.sum(0, dtype=float))
+        dx[0] = Gradient(work.dx[0], work.slots.sum(0, dtype=float))
     return dx, dw
 
 
@@ -391,7 +394,8 @@ def _backward_by_strips(work: _Backward, factors: np.ndarray) -> np.ndarray:
             how.correlate(work.input_points(j), work.dz_spread(dz), strips, sums[i], first)
 
     run(len(lanes), lane)
-    return how.dw(sums, factors)
+    dw: np.ndarray = how.dw(sums, factors)
+    return dw
 
 
 def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
@@ -417,4 +421,5 @@ def _backward_by_points(work: _Backward, factors: np.ndarray) -> np.ndarray:
     if work.need_dx:
         work.back.products(Vz, (work.w, work.scale), M)
     run(work.cut.count, finish)
-    return how.gradient(V, dM, factors)
+    dw: np.ndarray = how.gradient(V, dM, factors)
+    return dw

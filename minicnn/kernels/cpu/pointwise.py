@@ -1,7 +1,6 @@
 """The 1x1 convolution: in NHWC a matrix product on the pixels as they lie there."""
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -36,7 +35,9 @@ def conv2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, PointwiseC
     return y, PointwiseCache(x, w)
 
 
-def conv2d_backward(dy: np.ndarray, cache: PointwiseCache) -> tuple[Any, np.ndarray, np.ndarray]:
+def conv2d_backward(
+    dy: np.ndarray, cache: PointwiseCache
+) -> tuple[np.ndarray | Gradient, np.ndarray, np.ndarray]:
     """dy (N, H, W, F) -> dx (a `Gradient` if x is a block's), dw, db."""
     x, w = cache.x, cache.w
     N, H, W, C = x.shape

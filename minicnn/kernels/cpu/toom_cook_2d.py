@@ -12,7 +12,6 @@ the backward pass from 32. Lavin & Gray 2015, arXiv:1509.09308, section 4.3.
 
 from collections.abc import Sequence
 from functools import cache
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,7 @@ FEW = 100  # tiles: with fewer, the weights are most of the work
 def filters(K: int) -> np.ndarray:
     """G along both axes, (P * P, K * K)."""
     G = toom(K).filters
-    return np.einsum("ik,jl->ijkl", G, G).reshape(len(G) ** 2, K**2)
+    return np.kron(G, G)
 
 
 class Tiles:
@@ -125,15 +124,18 @@ class Tiles:
         np.matmul(V, U, out=M)
         return self.untiled(M, strips)
 
-    def products(self, V: np.ndarray, U: Any, M: np.ndarray) -> None:
+    def products(
+        self, V: np.ndarray, U: np.ndarray | tuple[np.ndarray, np.ndarray], M: np.ndarray
+    ) -> None:
         """M (P * P, tiles, F) of V (P * P, tiles, C) and the weights U, or (w, `scale`) to be.
 
         For few tiles U is larger than all else; it is made for some outputs at a time then, and
         does not leave the cache.
         """
-        if isinstance(U, np.ndarray) or V.shape[1] >= FEW:
-            _by_points(V, U if isinstance(U, np.ndarray) else self.weights(*U), M)
-            return
+        if not isinstance(U, np.ndarray) and V.shape[1] >= FEW:
+            U = self.weights(*U)
+        if isinstance(U, np.ndarray):
+            return _by_points(V, U, M)
         w, scale = U
         wide = self._wide(self.F, self.C)
 

@@ -149,7 +149,9 @@ class Windows:
         total = sums.sum(0)  # (P, K * C of all inputs, F)
         parts = _split(total, [self.K * C for C in self.inputs], 1)
         dU = np.concatenate([part.reshape(self.P, self.K, -1, *self.outputs) for part in parts], 2)
-        return combine(toom(self.K).filters.T, dU) * scale
+        dw = combine(toom(self.K).filters.T, dU)
+        dw *= scale
+        return dw
 
 
 def _split(a: np.ndarray, sizes: Sequence[int], axis: int) -> list[np.ndarray]:

@@ -11,7 +11,6 @@ the points; along the row, windows of four pixels, two apart.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -39,7 +38,7 @@ SEES = ((3, 1), (2, 0))  # kernel rows by which an even, and an odd, row sees it
 
 def fits(x: Map) -> bool:
     """Whether this is the way for what `upsample_small` can do too: docs/benchmarks/layers.md."""
-    return x.shape[2] > SMALL
+    return int(x.shape[2]) > SMALL
 
 
 @dataclass(frozen=True)
@@ -139,5 +138,5 @@ def conv_transpose2d_backward(
     dU = sums.sum(0).reshape(2, P, 4, F, C)
     dw = np.empty_like(w)
     dw[[0, 2]], dw[[1, 3]] = (combine(toom(TAPS).filters.T, part) for part in dU)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
+    result = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, dw, db.sum(0, dtype=float).astype(np.float32)

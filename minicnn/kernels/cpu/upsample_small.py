@@ -15,7 +15,6 @@ save. Dumoulin & Visin 2016, arXiv:1603.07285, chapter 4.
 """
 
 from dataclasses import dataclass
-from typing import Any
 
 import numpy as np
 
@@ -129,5 +128,5 @@ def conv_transpose2d_backward(
 
     run(len(groups), group)
     run(16, rows_of_dw)
-    result: Any = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
+    result = Gradient(dx, slots.sum(0, dtype=float)) if x.of_block else dx
     return result, dw, db.sum(0, dtype=float).astype(np.float32)

@@ -81,7 +81,7 @@ def _fitting(name: str, x: Array, shape: tuple[int, ...]) -> Array:
 
 
 def _plain(x: Array) -> bool:
-    return x.dtype != np.float32
+    return bool(x.dtype != np.float32)
 
 
 # ---------------------------------------------------------------------------- convolution
