@@ -5,6 +5,7 @@ A run in a bucket is written into a folder on this machine; `mirror` puts there 
 
 import csv
 import logging
+import shlex
 import shutil
 import tempfile
 import weakref
@@ -16,6 +17,12 @@ from segment.storage.paths import AnyPath, to_path
 from segment.storage.s3 import ABSENT, Changed, S3Path
 
 Row = dict[str, float]
+SCORES = ("loss", "accuracy", "iou")
+COLUMNS = (
+    "epoch",
+    *(f"{part}_{score}" for part in ("train", "val") for score in SCORES),
+    "seconds",
+)
 
 log = logging.getLogger(__name__)
 
@@ -25,6 +32,7 @@ class Run:
 
     def __init__(self, home: str | AnyPath) -> None:
         self.home = to_path(home)  # as the user named it
+        self.cache: str | None = None  # where its tiles are, if the user named a place
         if isinstance(self.home, Path):
             self.folder = self.home
         else:
@@ -43,6 +51,12 @@ class Run:
         self._files = [self.config, self.split, self.best, self.last, self.history, self.curves]
         self._files += [self.overlay, self.metrics]
         self._there: dict[Path, tuple[str, list[int]]] = {}  # the bucket's version, and of what
+
+    @property
+    def resume_line(self) -> str:
+        """The command that goes on with this run."""
+        words = ["python", "-m", "segment.train", "--out", str(self.home), "--resume"]
+        return shlex.join([*words, *(["--cache", self.cache] if self.cache else [])])
 
     def fetch(self, *files: Path) -> None:
         """Bring what a bucket holds of these files, by default of all."""
@@ -85,6 +99,6 @@ def _stamp(file: Path) -> list[int]:
 def write_history(path: Path, rows: list[Row]) -> None:
     """Write one line per epoch."""
     with atomic_write(path) as temporary, temporary.open("w", newline="") as file:
-        writer = csv.DictWriter(file, fieldnames=list(rows[0]))
+        writer = csv.DictWriter(file, fieldnames=COLUMNS)
         writer.writeheader()
         writer.writerows(rows)

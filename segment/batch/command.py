@@ -55,8 +55,10 @@ def _deploy(aws: Any, options: argparse.Namespace) -> None:
 
 def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = None) -> None:
     asked = train._parser().parse_args(command or [])
-    if asked.out is None:
-        raise InputError("after -- the arguments of segment.train were expected, --out among them")
+    if asked.out is None or asked.data is None:
+        raise InputError(
+            "after -- the arguments of segment.train were expected, --data and --out among them"
+        )
     _require_s3([*(asked.data or []), asked.out, *([asked.init] if asked.init else [])])
     # A retried or repeated job goes on where the last one stopped.
     resume = [] if asked.resume else ["--resume"]

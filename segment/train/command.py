@@ -59,6 +59,7 @@ class Settings:
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | str | None = None
+    cache: str | None = None  # decides nothing; a run that is resumed finds its tiles there
 
     @property
     def reading(self) -> Reading:
@@ -79,10 +80,11 @@ def _train(options: argparse.Namespace, world: World) -> None:
     folder = Run(world.share(lambda: options.out or time.strftime("runs/%Y%m%d-%H%M%S")))
     check_folder(folder.folder)
     settings, resumes = world.share(lambda: _settle(options, folder))
+    folder.cache = settings.cache
     if world.share(folder.metrics.exists):
         print(f"{folder.home} is finished")
         return world.share(lambda: _report(folder))
-    store = world.in_turn(lambda: _tiles(settings, options.cache))
+    store = world.in_turn(lambda: _tiles(settings))
     split = make_split(store.tiles, settings.split, settings.seed)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     trainer = _trainer(settings, store, parts, folder, device, world)
@@ -175,6 +177,10 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     given = _given(options)
     if not folder.config.exists():
         if options.resume:
+            if "data" not in given:
+                raise InputError(
+                    f"{folder.home} holds no run to resume; to start afresh --data was expected"
+                )
             print(f"{folder.home} holds no run yet: starting afresh")
         if "init" in given:
             given = {"lr": LR_ON} | _inherited(given["init"]) | given
@@ -184,6 +190,7 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
             f"{folder.home} holds a run already: continue it with --resume, or name another --out"
         )
     settings = _load(folder.config)
+    settings = replace(settings, cache=given.pop("cache", settings.cache))
     for name, value in given.items():
         if getattr(settings, name) != value:
             raise InputError(
@@ -213,6 +220,8 @@ def _given(options: argparse.Namespace) -> dict[str, Any]:
     given = {name: value for name, value in given.items() if value is not None}
     if "data" in given:
         given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])
+    if "cache" in given:
+        given["cache"] = str(Path(given["cache"]).resolve())
     if given.get("init", BUNDLED) != BUNDLED:
         given["init"] = str(to_path(given["init"]).resolve())
     return {name: _frozen(value) for name, value in given.items()}
@@ -233,7 +242,8 @@ def _frozen(value: Any) -> Any:
     return tuple(value) if isinstance(value, list) else value
 
 
-def _tiles(settings: Settings, cache: str | None) -> TileStore:
+def _tiles(settings: Settings) -> TileStore:
+    cache = settings.cache
     paths = settings.data or default_scenes(cache)
     return open_store(find_scenes(paths, cache=cache), settings.reading, settings.pixel_size, cache)
 

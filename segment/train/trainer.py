@@ -5,7 +5,6 @@ the state of a run is its arrays and two counters, and a run that was killed any
 from its last checkpoint to the same bits.
 """
 
-import shlex
 import signal
 import time
 import warnings
@@ -156,6 +155,7 @@ class Trainer:
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
         self.history: list[Row] = []
+        self.seconds_before, self.began = 0.0, time.monotonic()  # this epoch, and before a resume
         self.saved_at = time.monotonic()
 
     # ------------------------------------------------------------------ the loop
@@ -165,15 +165,19 @@ class Trainer:
         with Stop() as stop, warnings.catch_warnings():
             # From any thread. What comes of them is found, and said, by `check_finite`.
             warnings.filterwarnings("ignore", "(overflow|invalid value|divide by zero) encountered")
+            self.began = time.monotonic()
             while self.epoch < self.epochs and not self.waited_enough():
-                started = time.monotonic()
                 self.train_epoch(stop)
                 row: Row = {"epoch": self.epoch + 1, **self.sums.row("train")}
                 validation, threshold, iou = self.validate(stop)
                 row |= validation.row("val") | {"val_iou": iou}
-                row["seconds"] = round(time.monotonic() - started, 2)
+                row["seconds"] = round(self.seconds(), 2)
                 self.finish_epoch(row, threshold)
                 print(self.describe(row), flush=True)
+
+    def seconds(self) -> float:
+        """What this epoch has taken so far, also before the run was resumed."""
+        return self.seconds_before + time.monotonic() - self.began
 
     def train_epoch(self, stop: Stop) -> None:
         """The rest of an epoch, from `step` on."""
@@ -293,6 +297,7 @@ class Trainer:
         """Record an epoch. The best model is written first: `last` is what a resumed run trusts."""
         self.history.append(row)
         self.epoch, self.step, self.sums = self.epoch + 1, 0, Sums()
+        self.seconds_before, self.began = 0.0, time.monotonic()
         if self.world.rank > 0:
             return
         if self.best_epoch() == self.epoch:
@@ -331,8 +336,7 @@ class Trainer:
             self.save()
             self.run.mirror()
         self.world.wait()
-        folder = shlex.quote(str(self.run.home))
-        how = f"saved; go on with: python -m segment.train --out {folder} --resume"
+        how = f"saved; go on with: {self.run.resume_line}"
         raise KeyboardInterrupt(how) if number == signal.SIGINT else Terminated(how)
 
     # ------------------------------------------------------------------ checkpoints
@@ -352,6 +356,7 @@ class Trainer:
             "tiles": self.sums.tiles,
             "pixels": vars(self.sums.pixels),
             "history": self.history,
+            "seconds": self.seconds(),
             "data": self.store.key,
         }
         save(self.run.last, arrays, about)
@@ -368,6 +373,7 @@ class Trainer:
         load_net(self.average.net, _under("average.", arrays), self.run.last)
         self.optimizer.load_state(_under("optimizer.", arrays))
         self.epoch, self.step, self.history = about["epoch"], about["step"], about["history"]
+        self.seconds_before = about.get("seconds", 0.0)
         self.sums = Sums(about["loss"], about["tiles"], Confusion(**about["pixels"]))
 
 

@@ -127,6 +127,7 @@ def test_best_is_the_epoch_of_highest_validation_iou(whole_run):
 
 def test_killed_at_random_moments_it_ends_in_the_same_bits(train, whole_run, tmp_path):
     rng = random.Random()  # other moments every time: the result must not depend on them
+    history, rows = tmp_path / "run/history.csv", b""
     for _ in range(4):
         process = train("--resume", save_seconds=0)
         while "tiles" not in (line := process.stdout.readline()):
@@ -135,20 +136,28 @@ def test_killed_at_random_moments_it_ends_in_the_same_bits(train, whole_run, tmp
         process.kill()
         process.communicate()
         assert process.returncode in (-signal.SIGKILL, 0)
+        before, rows = rows, history.read_bytes() if history.exists() else b""
+        assert rows.startswith(before)
     finish(train("--resume"))
     for name in ("last.safetensors", "best.safetensors"):
         assert_same_bits(tmp_path / "run" / name, whole_run[0] / name)
+    assert history.read_bytes().startswith(rows)
+    assert history.read_bytes().split()[0] == (whole_run[0] / "history.csv").read_bytes().split()[0]
 
 
 @pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
-def test_a_signal_saves_and_says_how_to_go_on(train, whole_run, tmp_path, number, code):
+def test_a_signal_saves_and_says_how_to_go_on(train, whole_run, tmp_path, cache, number, code):
     process = train("--epochs", "3")
     process.stdout.readline()  # "... tiles ...": the training begins
     time.sleep(0.5)
     process.send_signal(number)
     _, err = finish(process, code)
-    assert "--resume" in err and str(tmp_path / "run") in err
+    assert f"--out {tmp_path / 'run'} --resume --cache {cache}" in err
+    about = load(tmp_path / "run/last.safetensors")[1]
     finish(train("--resume"))
+    if len(about["history"]) < 3:  # the epoch that was interrupted has its seconds before that, too
+        row = load(tmp_path / "run/last.safetensors")[1]["history"][len(about["history"])]
+        assert row["seconds"] >= round(about["seconds"], 2) > 0
     assert_same_bits(tmp_path / "run/last.safetensors", whole_run[0] / "last.safetensors")
 
 
@@ -165,6 +174,18 @@ def test_a_finished_run_is_left_alone(train, whole_run, tmp_path):
 def test_resume_without_a_checkpoint_starts_afresh(train):
     out, _ = finish(train("--resume", "--epochs", "1"))
     assert "starting afresh" in out
+
+
+def test_resume_of_no_run_draws_no_scenes_instead(tmp_path):
+    command = [sys.executable, "-m", "segment.train", "--resume", "--out", str(tmp_path / "typo")]
+    done = subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=60)
+    assert done.returncode == 2 and "typo holds no run to resume" in done.stderr
+    assert not (tmp_path / "typo").exists()
+
+
+def test_resume_finds_the_cache_by_itself(train, cache, tmp_path):
+    finish(train("--epochs", "1"))
+    assert json.loads((tmp_path / "run/config.json").read_text())["cache"] == str(cache)
 
 
 def test_resume_refuses_other_settings(train):
