@@ -37,6 +37,7 @@ from segment.data.tiles import FULL, TILE, TileStore, open_store
 from segment.evaluate.metrics import BINS, Confusion, calibrate, count_tiles, histogram
 from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run_folder import Run
+from segment.run_settings import Settings
 from segment.train import trainer
 from segment.train.trainer import LOSS, Trainer, visits
 from segment.unet import UNet
@@ -134,11 +135,7 @@ class Student(Trainer):
             store,
             parts,
             Run(tempfile.gettempdir()),  # where nothing is written
-            epochs=1,
-            batch_size=recipe.batch_size,
-            lr=recipe.lr,
-            patience=1,
-            seed=seed,
+            Settings(epochs=1, batch_size=recipe.batch_size, lr=recipe.lr, seed=seed),
             device="cpu",
         )
         self.recipe = recipe

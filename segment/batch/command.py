@@ -1,6 +1,7 @@
 """Train and predict in AWS: `python -m segment.batch`."""
 
 import argparse
+from functools import partial
 from importlib.util import find_spec
 from typing import Any
 
@@ -54,7 +55,7 @@ def _deploy(aws: Any, options: argparse.Namespace) -> None:
 
 
 def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = None) -> None:
-    asked = train._parser().parse_args(command or [])
+    asked = train.arguments().parse_args(command or [])
     if asked.out is None or asked.data is None:
         raise InputError(
             "after -- the arguments of segment.train were expected, --data and --out among them"
@@ -75,7 +76,7 @@ def _predict(
     command: list[str] | None = None,
     merging: list[str] | None = None,
 ) -> None:
-    asked = predict._parser().parse_args(command or [])
+    asked = predict.arguments().parse_args(command or [])
     _require_s3([*asked.scenes, asked.out, *([asked.model] if asked.model else [])])
     if options.shards > SHARDS:
         raise InputError(f"--shards {options.shards}: an array has {SHARDS:,} jobs at most")
@@ -137,15 +138,7 @@ def _parser() -> argparse.ArgumentParser:
     p = parser("batch", "Train and predict in AWS, on machines that exist while jobs do.")
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
-    def add(name: str, run: Any, about: str) -> argparse.ArgumentParser:
-        command = commands.add_parser(name, help=about, description=about)
-        command.set_defaults(run=run)
-        if name != "push":
-            command.add_argument(
-                "--stack", default="minicnn", metavar="NAME", help="default: minicnn"
-            )
-        return command
-
+    add = partial(_add_command, commands)
     push = add("push", _push, "Build the container image of this commit, and put it into ECR.")
     _add_device(push)
     push.add_argument("--image", metavar="NAME", help="an image that is built already")
@@ -197,6 +190,14 @@ def _parser() -> argparse.ArgumentParser:
     examine = add("doctor", _doctor, "Say why jobs don't start (stuck in RUNNABLE).")
     examine.add_argument("job", nargs="?", metavar="JOB")
     return p
+
+
+def _add_command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+    command = commands.add_parser(name, help=about, description=about)
+    command.set_defaults(run=run)
+    if name != "push":
+        command.add_argument("--stack", default="minicnn", metavar="NAME", help="default: minicnn")
+    return command
 
 
 def _add_device(to: argparse.ArgumentParser) -> None:

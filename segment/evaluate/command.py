@@ -6,7 +6,6 @@ import sys
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -37,7 +36,7 @@ from segment.plots import Example
 from segment.predict.views import add_views, averaged
 from segment.progress import progress
 from segment.run_folder import Run
-from segment.storage.documents import read_json
+from segment.run_settings import Settings, read_settings
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
 
@@ -235,11 +234,11 @@ def _choose(
     A run's own data are cut as the run cut them. Any other data are brought to the pixel size of
     the model, and split, where a split is wanted, by the seed that the model was trained with.
     """
-    own: dict[str, Any] | None = None
+    own: Settings | None = None
     if folder is not None and options.data is None:
-        own = read_json(folder.config)
-    paths = options.data or (own and own["data"]) or default_scenes(options.cache)
-    pixel_size = own["pixel_size"] if own else model.info.pixel_size
+        own = read_settings(folder.config)
+    paths = options.data or (own and own.data) or default_scenes(options.cache)
+    pixel_size = own.pixel_size if own else model.info.pixel_size
     pixel_size = options.score_at or pixel_size
     scenes = find_scenes(paths, cache=options.cache)
     if options.pixel_size:

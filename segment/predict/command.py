@@ -58,8 +58,8 @@ ENDINGS = {
 OUTLINES = ("geojson", "gpkg")
 
 
-def main(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
+def main(argv: list[str]) -> None:
+    options = arguments().parse_args(argv)
     if options.shards is not None:
         _predict_shard(options)
         return
@@ -77,7 +77,7 @@ def main(arguments: list[str]) -> None:
         print(path)
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     p = parser(
         "predict",
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
@@ -118,20 +118,7 @@ def _parser() -> argparse.ArgumentParser:
     add_reading(p)
     add_outlines(p)
     add_separate(p, "outlines and instances yes, masks and pictures no")
-    p.add_argument(
-        "--shards",
-        type=whole(1),
-        metavar="N",
-        help="do a share of the work, one of N; the folder --out then holds the plan and the "
-        "masks, which `python -m segment.merge` makes one",
-    )
-    p.add_argument(
-        "--shard",
-        type=whole(0),
-        metavar="I",
-        help="which share, 0 to N - 1; default: the index in an AWS Batch array or the MPI rank; "
-        "without any, the plan is made and nothing else",
-    )
+    _add_shards(p)
     p.add_argument(
         "--right-angles",
         action="store_true",
@@ -141,6 +128,24 @@ def _parser() -> argparse.ArgumentParser:
     add_views(p)
     add_device(p)
     return p
+
+
+def _add_shards(to: argparse.ArgumentParser) -> None:
+    """What one of many processes does."""
+    to.add_argument(
+        "--shards",
+        type=whole(1),
+        metavar="N",
+        help="do a share of the work, one of N; the folder --out then holds the plan and the "
+        "masks, which `python -m segment.merge` makes one",
+    )
+    to.add_argument(
+        "--shard",
+        type=whole(0),
+        metavar="I",
+        help="which share, 0 to N - 1; default: the index in an AWS Batch array or the MPI rank; "
+        "without any, the plan is made and nothing else",
+    )
 
 
 def _format_of(out: str) -> str:

@@ -2,9 +2,7 @@
 
 import argparse
 import time
-from dataclasses import asdict, dataclass, fields, replace
-from pathlib import Path
-from typing import Any
+from dataclasses import asdict, replace
 
 import numpy as np
 
@@ -21,7 +19,6 @@ from segment.cli import (
     whole,
 )
 from segment.data.crops import CROP
-from segment.data.reading import Reading
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
@@ -31,6 +28,7 @@ from segment.evaluate.metrics import table
 from segment.model import Model, ModelInfo, load_model, model_name, save_model
 from segment.plots import examples
 from segment.run_folder import Run
+from segment.run_settings import AUTO_BATCH, BUNDLED, LR, LR_ON, Settings, named, read_settings
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
@@ -39,36 +37,10 @@ from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet
 
-AUTO_BATCH = 8  # crops; many small steps learn faster from few places than few large ones
-LR, LR_ON = 0.03, 0.004  # from random weights; going on from a trained model
-BUNDLED = "bundled"  # names the package's own weights
 
-
-@dataclass(frozen=True)
-class Settings:
-    """Everything that decides what a run computes, kept in its config.json."""
-
-    data: tuple[str, ...] = ()  # empty: synthetic scenes
-    split: str = "scene"
-    epochs: int = 30
-    batch_size: int = AUTO_BATCH
-    lr: float = LR
-    patience: int = 15
-    pixel_size: float | None = None
-    seed: int = 0
-    init: str | None = None
-    bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
-    value_range: tuple[float, float] | str | None = None
-    cache: str | None = None  # decides nothing; a run that is resumed finds its tiles there
-
-    @property
-    def reading(self) -> Reading:
-        return Reading(self.bands, self.value_range)
-
-
-def main(arguments: list[str]) -> None:
+def main(argv: list[str]) -> None:
     with join() as world, sharing(world):
-        _train(_parser().parse_args(arguments), world)
+        _train(arguments().parse_args(argv), world)
 
 
 def _train(options: argparse.Namespace, world: World) -> None:
@@ -108,7 +80,7 @@ def _train(options: argparse.Namespace, world: World) -> None:
     world.share(lambda: _report(folder))
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     p = parser("train", "Train the U-Net to find buildings.")
     d = Settings()
     add_data(p)
@@ -174,7 +146,7 @@ def _too_large(batch: int, free: int) -> str:
 def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     """The run's settings, and whether it continues one: then they must be that one's."""
     folder.fetch()
-    given = _given(options)
+    given = named(options)
     if not folder.config.exists():
         if options.resume:
             if "data" not in given:
@@ -189,7 +161,7 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
         raise InputError(
             f"{folder.home} holds a run already: continue it with --resume, or name another --out"
         )
-    settings = _load(folder.config)
+    settings = read_settings(folder.config)
     settings = replace(settings, cache=given.pop("cache", settings.cache))
     for name, value in given.items():
         if getattr(settings, name) != value:
@@ -212,34 +184,6 @@ def _inherited(init: str) -> dict[str, Any]:
 def _weights(init: str) -> str | None:
     """Where the weights lie that --init names."""
     return None if init == BUNDLED else init
-
-
-def _given(options: argparse.Namespace) -> dict[str, Any]:
-    """The options that were named on the command line."""
-    given = {f.name: getattr(options, f.name) for f in fields(Settings)}
-    given = {name: value for name, value in given.items() if value is not None}
-    if "data" in given:
-        given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])
-    if "cache" in given:
-        given["cache"] = str(Path(given["cache"]).resolve())
-    if given.get("init", BUNDLED) != BUNDLED:
-        given["init"] = str(to_path(given["init"]).resolve())
-    return {name: _frozen(value) for name, value in given.items()}
-
-
-def _load(path: Path) -> Settings:
-    """The settings in a run's config.json."""
-    document = read_json(path)
-    try:
-        known: Any = {name: _frozen(value) for name, value in document.items()}
-        return Settings(**known)
-    except (AttributeError, TypeError) as error:
-        raise InputError(f"{path}: expected the settings of a run ({error})") from None
-
-
-def _frozen(value: Any) -> Any:
-    """JSON and argparse have lists where the settings have tuples."""
-    return tuple(value) if isinstance(value, list) else value
 
 
 def _tiles(settings: Settings) -> TileStore:
@@ -269,20 +213,7 @@ def _trainer(
         info = replace(info, trained=trained | {"began_as": start})
         net = model.net
         net.astype(np.float32)  # a copy of every array: a loaded net is frozen
-    return Trainer(
-        net,
-        info,
-        store,
-        parts,
-        folder,
-        epochs=settings.epochs,
-        batch_size=settings.batch_size,
-        lr=settings.lr,
-        patience=settings.patience,
-        seed=settings.seed,
-        device=device,
-        world=world,
-    )
+    return Trainer(net, info, store, parts, folder, settings, device, world)
 
 
 def _separate(folder: Run, store: TileStore, tiles: np.ndarray, device: str) -> None:

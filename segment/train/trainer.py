@@ -29,6 +29,7 @@ from segment.model import ModelInfo, normalise, save_model
 from segment.plots import curves
 from segment.progress import progress
 from segment.run_folder import Row, Run, write_history
+from segment.run_settings import Settings
 from segment.train.ranks import World
 from segment.unet import UNet
 
@@ -123,21 +124,17 @@ class Trainer:
         store: TileStore,
         parts: dict[str, np.ndarray],
         run: Run,
-        *,
-        epochs: int,
-        batch_size: int,
-        lr: float,
-        patience: int,
-        seed: int,
+        settings: Settings,
         device: str,
         world: World | None = None,
     ) -> None:
         self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
-        self.epochs, self.patience, self.seed, self.device = epochs, patience, seed, device
+        self.epochs, self.patience = settings.epochs, settings.patience
+        self.seed, self.device = settings.seed, device
         self.read_every = 1 if device == "cpu" else READ_EVERY
         self.world = world or World()
         self.crops = Crops(store, parts["train"])
-        self.batch_size = min(batch_size, len(self.crops))
+        self.batch_size = min(settings.batch_size, len(self.crops))
         if self.batch_size % self.world.count:
             raise InputError(
                 f"a batch of {self.batch_size} crops can't be shared by {self.world.count} ranks: "
@@ -146,12 +143,12 @@ class Trainer:
         self.visits = visits(self.crops.cities)
         self.steps_per_epoch = -(-len(self.crops) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
-        self.schedule = Cosine(lr, epochs * self.steps_per_epoch, warmup)
+        self.schedule = Cosine(settings.lr, self.epochs * self.steps_per_epoch, warmup)
         self.average = Average(net)
         for each in (net, self.average.net):
             each.to(device)
             self.world.broadcast(net_arrays(each).values())
-        self.optimizer = Muon(net, lr)
+        self.optimizer = Muon(net, settings.lr)
         self.epoch = self.step = 0  # the next batch is number `step` of epoch `epoch`
         self.sums = Sums()
         self.history: list[Row] = []
