@@ -3,7 +3,11 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
+<<<<<<< HEAD
 .PHONY: train test test-gpu test-containers serve lint notebooks sheets docs audit
+=======
+.PHONY: train test test-containers test-lowest serve lint size notebooks sheets docs audit
+>>>>>>> c9e40c7 (Fences: who may import whom, how long functions are, lines per room; a page on the design)
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
@@ -24,6 +28,10 @@ lint: .venv/lint
 	$(PY) -m ruff check .
 	$(PY) -m ruff format --check .
 	$(PY) -m mypy
+
+# Lines of Python in every room, and how many there may be.
+size:
+	@$(PYTHON) .ci/size
 
 notebooks: .venv/docs
 	$(PY) docs/notebooks/run.py $(ARGS)

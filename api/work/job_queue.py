@@ -245,11 +245,8 @@ class Jobs:
             if share is None:
                 return
             if state["status"] == "accepted":  # only now: a kill while it waited is not its fault
-                report(
-                    status="running",
-                    message="looking for buildings",
-                    attempts=state["attempts"] + 1,
-                )
+                begun = {"status": "running", "attempts": state["attempts"] + 1}
+                report(**begun, message="looking for buildings")
             if time.monotonic() - reported > REPORT:
                 reported = time.monotonic()
                 report(progress=int(100 * share))

@@ -90,8 +90,7 @@ def conv_transpose2d_backward(
     # dx's row i sees the odd rows i - 1, i and the even rows i, i + 1: in dy, from 2i - 1 on.
     taps = [w[[0, 2]], w[[1, 3]]]
     U = [combine(toom(TAPS).filters, t).reshape(P, 1, 1, 4 * F, C) for t in taps]
-    per_strip = 4 * P * (2 * pitch * F + pitch * C)
-    high = share(-(-H // OUTPUTS), LIMIT_BYTES // per_strip)
+    high = share(-(-H // OUTPUTS), LIMIT_BYTES // (4 * P * pitch * (2 * F + C)))
     cut, pixels = strips(N, H, OUTPUTS * high), high * pitch
     groups = lanes(cut.count, w.size)
     dx = empty(N, H, W, C)
