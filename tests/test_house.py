@@ -13,7 +13,7 @@ LINES, PARAMETERS = 60, 8  # of a function; self and cls are not counted
 # Each room, from the top down: it may import its own files and what stands below it, never above.
 # What stands on one line is of one height, and none of it imports another.
 SEGMENT = """
-batch
+batch align
 train selfcheck
 evaluate
 merge

@@ -3,6 +3,7 @@
 import argparse
 import time
 from dataclasses import asdict, replace
+from typing import Any
 
 import numpy as np
 
