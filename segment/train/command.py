@@ -249,10 +249,14 @@ def _test(
 def _draw_examples(
     folder: Run, store: TileStore, tiles: np.ndarray, model: Model, counts: np.ndarray
 ) -> None:
-    """Draw three test tiles: those at the quartiles of IoU among the tiles with buildings."""
+    """Draw the best, the median and the worst test tile by IoU, of those with buildings."""
     order, ious = ranked(counts)
-    chosen = order[sorted({len(order) * quarters // 4 for quarters in (1, 2, 3)})]
-    rows = [example(model, store, tiles[i], ious[i]) for i in chosen]
+    chosen = {"best": order[0], "median": order[len(order) // 2], "worst": order[-1]}
+    rows = [
+        replace(shown, name=f"{name}, {shown.name}")
+        for name, i in chosen.items()
+        for shown in [example(model, store, tiles[i], ious[i])]
+    ]
     examples(rows, folder.overlay)
 
 
