@@ -11,6 +11,10 @@ from importlib import import_module
 from pathlib import Path
 
 import pytest
+from selenium import webdriver
+from selenium.webdriver.common.by import By
+from selenium.webdriver.common.keys import Keys
+from selenium.webdriver.support.ui import WebDriverWait
 
 FOLDER = Path(__file__).parent.parent / "docs" / "notebooks"
 NOTEBOOKS = sorted(FOLDER.glob("*.ipynb"))
@@ -65,6 +69,48 @@ def test_exercises_have_stub_check_and_solution(path):
         assert "Your turn" in str(check["outputs"])
         assert "Right." in str(solution["outputs"])
         assert "hide-cell" in solution["metadata"]["tags"]
+
+
+@pytest.fixture(scope="module")
+def phone(program):
+    """A browser of a phone's width, on files alone."""
+    options = webdriver.ChromeOptions()
+    options.binary_location = program("chromium")
+    for argument in ("--headless=new", "--no-sandbox", "--disable-gpu", "--window-size=500,900"):
+        options.add_argument(argument)
+    driver = webdriver.Chrome(options, webdriver.ChromeService(program("chromedriver")))
+    yield driver
+    driver.quit()
+
+
+def moving(path):
+    """The pages with sliders that a notebook has stored."""
+    outputs = [output for cell in cells(path) for output in cell["outputs"]]
+    return ["".join(o["data"]["text/html"]) for o in outputs if "text/html" in o.get("data", {})]
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize("path", [p for p in NOTEBOOKS if moving(p)], ids=lambda path: path.stem)
+def test_pictures_move_without_python(path, phone, tmp_path):
+    """From file://, each slider shows another picture with another text, and so does the button."""
+    page = tmp_path / "page.html"
+    page.write_text("<meta charset='utf-8'>" + "".join(moving(path)), encoding="utf-8")
+    phone.get(page.as_uri())
+    for box in phone.find_elements(By.CLASS_NAME, "states"):
+        image = box.find_element(By.TAG_NAME, "img")
+
+        def seen(image=image):
+            return image.get_attribute("src"), image.get_attribute("alt")
+
+        shown = [seen()]
+        for slider in box.find_elements(By.TAG_NAME, "input"):
+            first, last = slider.get_attribute("value") == "0", slider.get_attribute("max")
+            slider.send_keys(Keys.ARROW_RIGHT if first and last != "0" else Keys.ARROW_LEFT)
+            shown.append(seen())
+            assert shown[-1][0] != shown[-2][0] and shown[-1][1] != shown[-2][1]
+        box.find_element(By.TAG_NAME, "button").click()
+        WebDriverWait(phone, 10).until(lambda _, seen=seen, shown=shown: seen() != shown[-1])
+        assert image.size["width"] <= 500
 
 
 @pytest.mark.parametrize("name", ["rotated", "blind-check"])
