@@ -11,6 +11,7 @@ import base64
 import io
 import os
 import re
+import resource
 import sys
 import time
 from itertools import zip_longest
@@ -102,6 +103,12 @@ def differences(stored: nbformat.NotebookNode, fresh: nbformat.NotebookNode) -> 
     return found
 
 
+def cpu_seconds() -> float:
+    """What all kernels that have ended used, on all cores together."""
+    usage = resource.getrusage(resource.RUSAGE_CHILDREN)
+    return usage.ru_utime + usage.ru_stime
+
+
 def main() -> int:
     parser = argparse.ArgumentParser(description="Run notebooks from top to bottom.")
     parser.add_argument("notebooks", nargs="*", type=Path, metavar="NOTEBOOK")
@@ -110,11 +117,11 @@ def main() -> int:
     os.environ |= {"PYDEVD_DISABLE_FILE_VALIDATION": "1"}
     failed = False
     for path in options.notebooks or sorted(HERE.glob("*.ipynb")):
-        started = time.monotonic()
+        started, used = time.monotonic(), cpu_seconds()
         notebook = run(path)
-        seconds = time.monotonic() - started
-        print(f"{path.stem}: {seconds:.0f} s", flush=True)
-        if seconds > SECONDS:
+        seconds, used = time.monotonic() - started, cpu_seconds() - used
+        print(f"{path.stem}: {seconds:.0f} s, {used:.0f} s of computing", flush=True)
+        if min(seconds, used) > SECONDS:  # a busy machine is no fault of a notebook
             failed = True
             print(f"{path.stem} took longer than {SECONDS} s", file=sys.stderr)
         if options.save:
