@@ -3,11 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-<<<<<<< HEAD
-.PHONY: train test test-gpu test-containers serve lint notebooks sheets docs audit
-=======
-.PHONY: train test test-containers test-lowest serve lint size notebooks sheets docs audit
->>>>>>> c9e40c7 (Fences: who may import whom, how long functions are, lines per room; a page on the design)
+.PHONY: train test test-gpu test-containers serve lint size notebooks sheets docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA)) $(ARGS)
 
