@@ -1,6 +1,7 @@
 """Train and predict in AWS: `python -m segment.batch`."""
 
 import argparse
+import os
 from functools import partial
 from importlib.util import find_spec
 from typing import Any
@@ -25,7 +26,9 @@ def main(arguments: list[str]) -> None:
     from botocore.exceptions import BotoCoreError, ClientError
 
     try:
-        options.run(boto3.Session(), options, *passed)
+        # boto3 knows AWS_DEFAULT_REGION only; everything else of AWS sets and reads AWS_REGION.
+        aws = boto3.Session(region_name=os.environ.get("AWS_REGION"))
+        options.run(aws, options, *passed)
     except (BotoCoreError, ClientError) as error:
         raise InputError(f"AWS: {' '.join(str(error).split())}") from error
 

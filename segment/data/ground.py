@@ -43,6 +43,21 @@ def place_of(raster: DatasetReader | Mapping[str, Any]) -> tuple[CRS | None, Aff
     return (crs, transform) if max(misses) <= HALF_A_PIXEL else (raster.crs, None)
 
 
+def in_crs(raster: DatasetReader, crs: CRS | None) -> Any:
+    """The open raster, its coordinates taken to be in `crs` if it doesn't say."""
+    return raster if crs is None or raster.crs else _InCrs(raster, crs)
+
+
+class _InCrs:
+    """An open raster with a CRS that its file lacks."""
+
+    def __init__(self, raster: DatasetReader, crs: CRS) -> None:
+        self._raster, self.crs = raster, crs
+
+    def __getattr__(self, name: str) -> Any:
+        return getattr(self._raster, name)
+
+
 def same_crs(one: CRS | None, other: CRS | None) -> bool:
     """Whether two CRSs mean the same plane: however spelled, and whatever heights they add."""
     return one == other or bool(one and other and _horizontal(one) == _horizontal(other))

@@ -2,27 +2,47 @@
 
 import csv
 import math
+import os
 import re
+import unicodedata
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
+from pathlib import Path
 
 from segment.data.polygons import SUFFIXES
 from segment.errors import InputError
 from segment.storage.paths import AnyPath, join, local
+from segment.storage.s3 import S3Path
 
-_RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png"}
+_RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png", ".jp2", ".j2k", ".vrt"}
+_LABELS = ("gt", "masks", "labels")  # folders of labels, beside images*
+_DEEP = 8  # folders below the one that was named
 _POLYGONS = {*SUFFIXES}
 
 
 @dataclass(frozen=True)
 class Pair:
-    """A picture and its mask (None where none is asked for), with what its set says about it."""
+    """A picture and its mask (None where none is asked for), with what its set says about it.
+
+    below: the folders between the one that was named and the picture, as in `north/2023`.
+    """
 
     image: AnyPath
     label: AnyPath | None
     scene: str = ""
     city: str = ""
     pixel_size: float | None = None
+    below: str = ""
+
+
+def as_given(path: AnyPath) -> AnyPath:
+    """The path in full, links not followed: a file is what its owner called it."""
+    return path if isinstance(path, S3Path) else Path(os.path.abspath(path))
+
+
+def composed(name: str) -> str:
+    """A name with each accented letter as one character (NFC): macOS writes two."""
+    return unicodedata.normalize("NFC", name)
 
 
 def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
@@ -33,16 +53,21 @@ def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
     sites.csv (tile, site) beside them naming scenes; or files NAME.* with NAME_gt.*, NAME_mask.* or
     NAME.geojson; or it is an `images*` folder itself. A CSV has the columns image, mask, scene,
     city, pixel_size, of which image and mask must be there; its paths count from its folder.
+    Where no masks are asked for, all pictures below a folder are taken, but those in folders of
+    labels.
     """
     if path.is_dir():
-        pairs = _in_folders(path, labelled) or _in_flat_folder(path, labelled)
+        if labelled:
+            pairs = _in_flat_folder(path) + _in_folders(path)
+        else:
+            pairs = [pair for pair in _below(path, "") if not _is_mask(pair.image)]
         if not pairs and labelled:
             raise InputError(
                 f"{path} holds no pair of a picture and a mask: expected images/ beside gt/, "
                 "masks/ or labels/, or NAME.tif beside NAME_gt.tif, or a CSV file of the pairs"
             )
         if not pairs:
-            raise InputError(f"{path} holds no picture (.tif, .jpg, .png), nor does its images/")
+            raise InputError(f"{path} holds no picture (.tif, .jpg, .png), nor do its folders")
         return pairs
     if path.suffix.lower() == ".csv" and path.is_file():
         return _in_csv(path, labelled)
@@ -51,30 +76,66 @@ def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
     raise InputError(f"{path}: no such folder or CSV file")
 
 
-def _in_folders(path: AnyPath, labelled: bool) -> list[Pair]:
+def _in_folders(path: AnyPath) -> list[Pair]:
     levels = ("images*", "*/images*", "*/*/images*")
-    itself = path.resolve().name.startswith("images")
     named = (f for level in levels for f in path.glob(level))
-    folders = [path] if itself else sorted((f for f in named if f.is_dir()), key=str)
+    folders = [path] if _is_images(path) else sorted((f for f in named if f.is_dir()), key=str)
     pairs: list[Pair] = []
     for folder in folders:
-        home, ending = folder.resolve().parent, folder.resolve().name.removeprefix("images")
-        beside = [home / f"{name}{ending}" for name in ("gt", "masks", "labels")]
+        home, ending = as_given(folder).parent, as_given(folder).name.removeprefix("images")
+        beside = [home / f"{name}{ending}" for name in _LABELS]
         labels = next((other for other in beside if other.is_dir()), None)
-        if labelled and labels is None:
+        if labels is None:
             continue  # INRIA's test/images has none, by intent
-        masks = _by_stem(_files(labels, _RASTERS | _POLYGONS)) if labels and labelled else None
-        pairs += _paired(_files(folder, _RASTERS), masks, _sites(home / "sites.csv"))
+        sites = _sites(home / "sites.csv")
+        masks = _by_stem(_files(labels, _RASTERS | _POLYGONS))
+        pairs += _paired(_files(folder, _RASTERS), masks, sites)
+        pairs += _in_twin_folders(folder, labels, sites)
     return pairs
 
 
-def _in_flat_folder(path: AnyPath, labelled: bool) -> list[Pair]:
+def _in_twin_folders(images: AnyPath, labels: AnyPath, sites: Mapping[str, str]) -> list[Pair]:
+    """The pairs in folders within `images` that are within `labels`, too: tiles of z/x/y, say."""
+    pairs: list[Pair] = []
+    for folder in _folders(images):
+        twin = labels / folder.name
+        if twin.is_dir():
+            masks = _by_stem(_files(twin, _RASTERS | _POLYGONS))
+            pairs += _paired(_files(folder, _RASTERS), masks, sites)
+            pairs += _in_twin_folders(folder, twin, sites)
+    return pairs
+
+
+def _in_flat_folder(path: AnyPath) -> list[Pair]:
     pictures, polygons = _files(path, _RASTERS), _files(path, _POLYGONS - {".json"})
-    masks = [file for file in pictures if file.stem.endswith(("_gt", "_mask"))]
-    images = [file for file in pictures if file not in masks]
-    if labelled and not masks + polygons:
+    masks = [file for file in pictures if _is_mask(file)]
+    if _is_images(path) or not masks + polygons:
         return []
-    return _paired(images, _by_stem(masks + polygons) if labelled else None, {})
+    return _paired([f for f in pictures if f not in masks], _by_stem(masks + polygons), {})
+
+
+def _is_mask(picture: AnyPath) -> bool:
+    return picture.stem.endswith(("_gt", "_mask"))
+
+
+def _below(folder: AnyPath, below: str) -> list[Pair]:
+    """The pictures in a folder and in its folders, those of labels left out."""
+    sites = _sites(folder.parent / "sites.csv") if _is_images(folder) else {}
+    pairs = [replace(pair, below=below) for pair in _paired(_files(folder, _RASTERS), None, sites)]
+    if below.count("/") < _DEEP:
+        for inner in _folders(folder):
+            if not inner.name.startswith(_LABELS):
+                pairs += _below(inner, f"{below}/{inner.name}".lstrip("/"))
+    return pairs
+
+
+def _is_images(folder: AnyPath) -> bool:
+    return as_given(folder).name.startswith("images")
+
+
+def _folders(folder: AnyPath) -> list[AnyPath]:
+    inner = (f for f in folder.iterdir() if not f.name.startswith(".") and f.is_dir())
+    return sorted(inner, key=str)
 
 
 def _files(folder: AnyPath, suffixes: set[str]) -> list[AnyPath]:
@@ -86,7 +147,7 @@ def _files(folder: AnyPath, suffixes: set[str]) -> list[AnyPath]:
 def _by_stem(labels: Sequence[AnyPath]) -> dict[str, AnyPath]:
     named: dict[str, AnyPath] = {}
     for label in labels:
-        stem = re.sub(r"_(gt|mask)$", "", label.stem)
+        stem = composed(re.sub(r"_(gt|mask)$", "", label.stem))
         if stem in named:
             raise InputError(f"{named[stem]} and {label} are two masks of one image")
         named[stem] = label
@@ -97,19 +158,21 @@ def _sites(path: AnyPath) -> dict[str, str]:
     if not path.is_file():
         return {}
     rows = _rows(path, {"tile", "site"}, {"tile", "site"})
-    return {row["tile"]: row["site"] for row in rows}
+    return {composed(row["tile"]): row["site"] for row in rows}
 
 
 def _paired(
     images: Sequence[AnyPath], labels: Mapping[str, AnyPath] | None, sites: Mapping[str, str]
 ) -> list[Pair]:
+    pairs = []
     for image in images:
-        if labels is not None and image.stem not in labels:
+        stem = composed(image.stem)
+        if labels is not None and stem not in labels:
             raise InputError(f"{image} has no mask: {image.stem}.* was expected among the masks")
-        if sites and image.stem not in sites:
+        if sites and stem not in sites:
             raise InputError(f"{image} is not in the sites.csv of its set")
-    labels = labels or {}
-    return [Pair(i, labels.get(i.stem), scene=sites.get(i.stem, "")) for i in images]
+        pairs.append(Pair(image, (labels or {}).get(stem), scene=sites.get(stem, "")))
+    return pairs
 
 
 def _in_csv(path: AnyPath, labelled: bool) -> list[Pair]:

@@ -1,10 +1,12 @@
 """Rasters, opened by their content (never their name), and written whole or not at all.
 
 Every raster of the application is opened here, with three drivers only, so that no file can make
-GDAL open another one.
+GDAL open another one; with more where the file is the user's own.
 """
 
 import logging
+import re
+import shutil
 import tempfile
 import time
 import warnings
@@ -41,6 +43,12 @@ _FIRST_BYTES = {
     b"II+\0": "GTiff",  # BigTIFF
     b"MM\0+": "GTiff",
 }
+_OWN_FIRST_BYTES = {  # of formats that are read where the user runs the command
+    b"\0\0\0\x0cjP  \r\n\x87\n": "JP2OpenJPEG",
+    b"\xffO\xffQ": "JP2OpenJPEG",
+    b"SQLite format 3\0": "GPKG",
+    b"<VRTDataset": "VRT",
+}
 _STRICT = {
     "GDAL_ERROR_ON_LIBJPEG_WARNING": True,  # else what is damaged is painted grey
     "GDAL_OVERVIEW_OVERSAMPLING_THRESHOLD": 0,  # no overviews: they may be of any quality
@@ -52,27 +60,80 @@ _PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 
 
 @contextmanager
-def open_raster(path: str | AnyPath) -> Iterator[DatasetReader]:
+def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReader]:
     """Open a GeoTIFF, JPEG or PNG, told apart by its first bytes; InputError for anything else.
 
-    One in a bucket is read where it lies, window by window.
+    With `own`, JPEG 2000, GeoPackage and VRT, too: for the files of whoever runs the command, since
+    a VRT makes GDAL open any other file. One in a bucket is read where it lies, window by window.
     """
     path = to_path(path)
-    driver = driver_of(path)
+    driver = driver_of(path, own)
     if driver is None:
         raise InputError(f"{path} is empty or no picture: a GeoTIFF, JPEG or PNG was expected")
     if driver == "PNG" and _PNG_END not in part(path, -1, 4096):  # GDAL reads on without a word
         raise InputError(f"{path} is cut off: its PNG data has no end")
-    with _environment(path):
+    with _environment(path), _tidied(path, driver) as name:
         try:
             with unplaced_is_fine():
-                dataset = _opened(str(path.absolute()), driver)
+                dataset = _opened(name, driver)
         except RasterioIOError as error:
             raise InputError(f"{path} is cut off or no {driver} picture{_or(path)}") from error
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
+            if dataset.tags().get("EXIF_Orientation", "1") not in ("0", "1"):
+                raise InputError(
+                    f"{path} is to be turned before it is shown (EXIF orientation): save it upright"
+                )
+            if dataset.count == 0:
+                raise InputError(f"{path} holds no picture, or several: one was expected")
             yield dataset
+
+
+@contextmanager
+def _tidied(path: AnyPath, driver: str) -> Iterator[str]:
+    """The name to open a file by: of a copy without its stray bytes, if it is a JPEG with some.
+
+    Viewers skip bytes between the segments of a JPEG; here a warning of damage is an error.
+    """
+    tidy = None
+    if driver == "JPEG" and isinstance(path, Path):
+        tidy = _without_stray_bytes(path)
+    if tidy is None or not isinstance(path, Path):
+        yield str(path.absolute())
+        return
+    with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
+        copy = Path(folder) / path.name
+        copy.write_bytes(tidy)
+        for ending in (*SIDECARS, *WORLD_FILES):
+            for beside in (path.with_name(path.name + ending), path.with_suffix(ending)):
+                if beside.is_file():
+                    shutil.copy(beside, folder)
+        yield str(copy)
+
+
+def _without_stray_bytes(path: Path) -> bytes | None:
+    """A JPEG's segments one after another; None where they lie so already, or it is cut off."""
+    data = path.read_bytes()
+    parts, at, stray = [data[:2]], 2, False
+    while at < len(data):
+        marker = re.compile(rb"\xff+[^\xff\x00]").search(data, at)
+        if marker is None:
+            return None
+        stray |= marker.start() > at
+        kind, at = data[marker.end() - 1], marker.end()
+        parts.append(b"\xff" + data[at - 1 : at])
+        if kind == 0xD9:  # the end
+            return b"".join(parts) if stray else None
+        length = int.from_bytes(data[at : at + 2], "big")
+        parts.append(data[at : at + length])
+        at += length
+        if kind == 0xDA:  # a scan: its data reach to the next marker that is no restart
+            following = re.compile(rb"\xff+[^\xff\x00\xd0-\xd7]").search(data, at)
+            end = following.start() if following else len(data)
+            parts.append(data[at:end])
+            at = end
+    return None
 
 
 def _environment(path: AnyPath) -> rasterio.Env:
@@ -81,11 +142,15 @@ def _environment(path: AnyPath) -> rasterio.Env:
     return rasterio.Env(**_STRICT)
 
 
-def driver_of(path: AnyPath) -> str | None:
+def driver_of(path: AnyPath, own: bool = False) -> str | None:
+    """The GDAL driver for a file's content; None where it is no raster that may be opened."""
     if isinstance(path, Path) and not path.is_file():
         raise InputError(f"{path}: no such file")
-    start = part(path, 0, 8)
-    return next((name for magic, name in _FIRST_BYTES.items() if start.startswith(magic)), None)
+    start, known = part(path, 0, 64), _FIRST_BYTES
+    if own:
+        known = known | _OWN_FIRST_BYTES
+        start = re.sub(rb"^(\xef\xbb\xbf)?\s*(<\?xml[^>]*>)?\s*(?=<)", b"", start)
+    return next((name for magic, name in known.items() if start.startswith(magic)), None)
 
 
 @contextmanager
@@ -142,7 +207,8 @@ def _or(path: AnyPath) -> str:
 def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[DatasetWriter]:
     """Yield a tiled, compressed GeoTIFF to write into; at the end it is whole at `path`, or absent.
 
-    Of `profile`, height, width, count, dtype, crs and transform are used. `write_mask` makes an
+    Of `profile`, height, width, count, dtype, crs and transform are used, and, where there are
+    any, gcps, rpcs and the colormap. `write_mask` makes an
     internal mask band: validity never costs a pixel value. What was written is read back before
     it gets its name, because GDAL says nothing when the disk fills up as a file is closed.
     """
@@ -157,6 +223,11 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
             with unplaced_is_fine():
                 dataset = rasterio.open(temporary, "w", **form)
             with dataset:
+                for key in ("gcps", "rpcs"):
+                    if profile.get(key):
+                        setattr(dataset, key, profile[key])
+                if profile.get("colormap"):
+                    dataset.write_colormap(1, profile["colormap"])
                 yield dataset
                 flags = dataset.mask_flag_enums
             _read_back(temporary, flags)
@@ -170,10 +241,14 @@ def write_cog(
 ) -> Iterator[DatasetWriter]:
     """As `write_raster`, laid out to be read over a network: a Cloud-Optimised GeoTIFF.
 
-    Its overviews hold what most of the pixels below them do, so a mask stays a mask. The raster is
+    The overviews of bytes hold what most of the pixels below them do, so a mask stays a mask;
+    those of other numbers are their averages. The raster is
     first written as it comes, into the system's folder for temporary files (TMPDIR).
     """
-    form = {"compress": "deflate", "bigtiff": "if_safer", "overview_resampling": "mode"}
+    overviews = "mode" if np.dtype(profile["dtype"]).kind == "u" else "average"
+    form = {"compress": "deflate", "bigtiff": "if_safer", "overview_resampling": overviews}
+    if np.dtype(profile["dtype"]).kind == "f":
+        form["predictor"] = "FLOATING_POINT"
     with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
         plain = Path(folder) / "plain.tif"
         with write_raster(plain, profile) as dataset:

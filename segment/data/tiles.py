@@ -360,7 +360,7 @@ def _rows(
 ) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
     """A scene at the size to work at, a row of tiles at a time: pixels and coverage; nothing of one
     whose label lies elsewhere."""
-    with open_raster(scene.image) as dataset:
+    with open_raster(scene.image, own=True) as dataset:
         notes += look(dataset, reading).notes
         height, width = working_shape(dataset, scene.pixel_size, pixel_size)
         try:

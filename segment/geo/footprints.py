@@ -2,6 +2,8 @@
 
 import importlib
 import json
+import os
+import tempfile
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,6 +20,7 @@ from segment.geo.buildings import Buildings, all_buildings
 from segment.geo.right_angles import right_angled
 from segment.geo.separate import TOGETHER, Separation
 
+DRIVERS = {".gpkg": "GPKG", ".fgb": "FlatGeobuf", ".shp": "ESRI Shapefile"}
 DECIMALS = 7  # of a degree: about a centimetre
 WALL = 1.0  # metres: what is shorter is the mask's unsteady hand, not a wall
 
@@ -206,9 +209,14 @@ def properties(footprints: Footprints) -> Iterator[dict[str, Any]]:
 
 
 def write(footprints: Footprints, path: str | Path) -> None:
-    """Write a GeoPackage if the path ends in .gpkg, GeoJSON otherwise."""
-    if Path(path).suffix.lower() == ".gpkg":
-        write_geopackage(footprints, path)
+    """Write the format that the path's ending stands for; GeoJSON if it is none of the others."""
+    from segment.geo.geoparquet import write_geoparquet
+
+    ending = Path(path).suffix.lower()
+    if ending in (".parquet", ".geoparquet"):
+        write_geoparquet([footprints], path)
+    elif ending in DRIVERS:
+        write_layer(footprints, path, DRIVERS[ending])
     else:
         write_geojson(footprints, path)
 
@@ -220,13 +228,15 @@ def write_geojson(footprints: Footprints, path: str | Path) -> None:
 
 
 def write_geopackage(footprints: Footprints, path: str | Path) -> None:
-    write_layer(footprints, path, "GPKG")
+    """`write_layer` as a GeoPackage."""
+    write_layer(footprints, path, DRIVERS[".gpkg"])
 
 
 def write_layer(footprints: Footprints, path: str | Path, driver: str) -> None:
     """Layer `buildings` in the scene's own CRS, the `properties` being columns.
 
-    DiskFull where it can't be written.
+    A Shapefile's other files lie beside it; the .shp, which a reader opens, comes last. DiskFull
+    where it can't be written.
     """
     import pyogrio.errors
     import pyogrio.raw
@@ -239,22 +249,26 @@ def write_layer(footprints: Footprints, path: str | Path, driver: str) -> None:
         "confidence": footprints.confidence.round(3),
         "model": model,
     }
-
-    with atomic_write(path) as temporary:
-        temporary.unlink()  # the driver makes the file itself, and an empty one is none
+    path = Path(path)
+    with tempfile.TemporaryDirectory(prefix=".part-", dir=path.parent) as folder:
+        made = Path(folder) / path.name
         try:
             pyogrio.raw.write(
-                temporary,
+                made,
                 geometry=shapely.to_wkb(footprints.outlines),
                 field_data=list(columns.values()),
                 fields=list(columns),
                 crs=footprints.crs,
                 geometry_type="Polygon",
-                layer="buildings",
+                layer=path.stem if driver == DRIVERS[".shp"] else "buildings",
                 driver=driver,
             )
-            written = pyogrio.raw.read(temporary)[2]
+            written = pyogrio.raw.read(made)[2]
         except (pyogrio.errors.DataSourceError, pyogrio.errors.FeatureError) as error:
             raise DiskFull(f"{path} could not be written: is the disk full?") from error
         if len(written) != len(footprints.outlines):  # GDAL doesn't always say
             raise DiskFull(f"{path} could not be written whole: is the disk full?")
+        for part in sorted(Path(folder).iterdir(), key=lambda file: file == made):
+            with part.open("rb") as file:
+                os.fsync(file.fileno())
+            os.replace(part, path.with_name(part.name))

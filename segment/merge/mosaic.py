@@ -4,8 +4,8 @@ import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import lru_cache
 from pathlib import Path
-from typing import Any
 from xml.etree import ElementTree as xml
 
 import numpy as np
@@ -13,12 +13,13 @@ from affine import Affine
 from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
-from segment.data.ground import ground_pixel_size
-from segment.data.rasters import Window, open_raster, read_mask, shifted
+from segment.data.ground import ground_pixel_size, same_crs
+from segment.data.rasters import CRS, Window, open_raster, read_mask, shifted
 from segment.errors import InputError
 from segment.geo.separate import Separation
 from segment.predict.shards import MARKS, MASKS, TAG, Piece, Plan, Source
 
+_OFF_GRID = 0.05  # pixels
 BLOCK = 4096  # pixels along the side of what is held at once
 
 Masks = dict[str, Path]  # the file of each tile, on this machine
@@ -53,29 +54,47 @@ class Mosaic:
 
 def mosaics(plan: Plan) -> list[Mosaic]:
     """One mosaic for every grid, in the order of the plan; a scene without a place is its own."""
-    scenes: dict[Any, list[int]] = defaultdict(list)
-    corners = {}
+    grids: list[list[int]] = []  # scenes of each; the first one says which grid it is
+    corners: dict[int, NDArray[np.float64]] = {}
     for index, source in enumerate(plan.scenes):
-        grid, corners[index] = _grid(source)
-        scenes[grid or index].append(index)
+        for members in grids:
+            corner = _corner_on(plan.scenes[members[0]], source)
+            if corner is not None:
+                members.append(index)
+                corners[index] = corner
+                break
+        else:
+            grids.append([index])
+            corners[index] = np.zeros(2)
     pieces: dict[int, list[Piece]] = defaultdict(list)
     for piece in plan.pieces:
         pieces[piece.scene].append(piece)
-    return [_mosaic(plan, members, corners, pieces) for members in scenes.values()]
+    return [_mosaic(plan, members, corners, pieces) for members in grids]
 
 
-def _grid(source: Source) -> tuple[Any, NDArray[np.float64]]:
-    """The grid that a scene lies on (None: no place), and (row, col) of its corner on that grid.
+def _corner_on(grid: Source, source: Source) -> NDArray[np.float64] | None:
+    """(row, col) of a scene's corner on another's grid; None where it doesn't lie on that.
 
-    Two grids are one if they differ by less than a hundredth of a pixel.
+    It does if the CRSs mean the same and its corners are all whole pixels away, give or take a
+    twentieth: coordinates come rounded, to a millimetre or nine digits.
     """
-    if source.crs is None or source.place.is_identity:
-        return None, np.zeros(2)
-    a, b, c, d, e, f = source.transform
-    col, row = np.linalg.solve([[a, b], [d, e]], [c, f])
-    phases = (round(100 * float(part)) % 100 for part in (row, col))
-    sizes = (float(f"{part:.9g}") for part in (a, b, d, e))
-    return (source.crs, *sizes, *phases), np.array([row, col])
+    if not (grid.crs and source.crs) or grid.place.is_identity or source.place.is_identity:
+        return None
+    if not _same(grid.crs, source.crs):
+        return None
+    onto = ~grid.place @ source.place
+    height, width = source.height, source.width
+    ends = [(0, 0), (width, 0), (0, height), (width, height)]
+    moved = np.array([onto @ end for end in ends]) - ends
+    whole = np.round(moved[0])
+    if np.abs(moved - whole).max() > _OFF_GRID:
+        return None
+    return whole[::-1]
+
+
+@lru_cache
+def _same(one: str, other: str) -> bool:
+    return one == other or same_crs(CRS.from_wkt(one), CRS.from_wkt(other))
 
 
 def _mosaic(

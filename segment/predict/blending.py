@@ -59,13 +59,18 @@ def tapers(starts: list[int], window: int, overlap: int) -> list[Floats]:
 
 
 def block_edges(size: int, overlap: int, multiple: int, count: int) -> list[int]:
-    """Edges of blocks along an axis, 0 and `size` among them, each of `count` windows or fewer.
+    """Edges of blocks along an axis, 0 and `size` among them: of blocks of about equal size, as
+    few as there may be with about `count` windows in each.
 
     They lie where a window begins to count, so that a block costs one window more than it has.
     """
     aligned = -(-size // multiple) * multiple
     starts = window_starts(aligned, min(aligned, WINDOW), overlap, multiple)
-    inner = [start + overlap // 4 for start in starts[count::count]]
+    blocks = -(-len(starts) // count)
+    edges = [start + overlap // 4 for start in starts[1:]]
+    even = (size * index / blocks for index in range(1, blocks))
+    nearest = {min(edges, key=lambda edge: abs(edge - at)) for at in even}
+    inner = sorted(nearest) if count > 1 else edges
     return [0, *(edge for edge in inner if edge < size), size]
 
 

@@ -2,16 +2,25 @@
 
 import argparse
 import hashlib
+import logging
 import os
+import sys
+import time
 from collections import Counter
 from collections.abc import Iterable, Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+from affine import Affine
+from rasterio.crs import CRS
+from rasterio.errors import CRSError
 
+import minicnn
 from minicnn.backend import choose_device
+from minicnn.files import atomic_write
 from segment.cli import (
     add_device,
     add_outlines,
@@ -23,12 +32,15 @@ from segment.cli import (
     whole,
     within,
 )
+from segment.data.ground import ground_pixel_size, in_crs, place_of
+from segment.data.layouts import as_given, composed
 from segment.data.rasters import open_raster, shifted, write_cog
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
 from segment.geo import footprints
 from segment.geo.buildings import all_buildings
 from segment.geo.separate import TOGETHER, Separation
+from segment.geo.style import QML
 from segment.model import Model, load_model, model_file, model_name
 from segment.plots import overlay
 from segment.predict import shards
@@ -42,10 +54,12 @@ from segment.predict.scene import (
     separation,
     write_band,
     write_bands,
+    write_large,
 )
 from segment.predict.views import add_views
 from segment.progress import progress
 from segment.storage.paths import AnyPath, to_path, writing
+from segment.storage.s3 import S3Path
 
 ENDINGS = {
     "tif": (".tif", ".tiff"),
@@ -54,8 +68,13 @@ ENDINGS = {
     "geojson": (".geojson", ".json"),
     "gpkg": (".gpkg",),
     "instances": (".tif", ".tiff"),
+    "parquet": (".parquet", ".geoparquet"),
+    "fgb": (".fgb",),
+    "shp": (".shp",),
 }
-OUTLINES = ("geojson", "gpkg")
+VECTORS = ("geojson", "gpkg", "parquet", "fgb", "shp")
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
@@ -65,23 +84,69 @@ def main(argv: list[str]) -> None:
         return
     if options.shard is not None:
         raise InputError("--shard says which of --shards N: that was expected, too")
-    found = find_scenes(options.scenes, labelled=False)
     options.format = options.format or _format_of(options.out)
+    _check_options(options)
+    faulty: list[InputError] = []
+    found = _scenes(options, faulty)
+    if not found:
+        _complain(faulty, "scenes can't be opened")
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
     model = load_model(options.model).to(choose_device(options.device))
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
     for scene, path in jobs:
-        with writing(path) as file:
-            _predict_to_file(model, scene, file, options)
-        print(path)
+        try:
+            with writing(path) as file:
+                _predict_to_file(model, scene, file, options)
+            if options.format in VECTORS:
+                with (
+                    writing(path.with_name(f"{path.stem}.qml")) as file,
+                    atomic_write(file) as part,
+                ):
+                    part.write_text(QML)
+            print(path)
+        except InputError as error:
+            faulty.append(error)
+    _complain(faulty, "scenes could not be done")
+
+
+def _complain(errors: Sequence[InputError], what: str) -> None:
+    """Raise what went wrong: the one error, or a sentence about several after naming each."""
+    if len(errors) == 1:
+        raise errors[0]
+    for error in errors:
+        print(f"error: {error}", file=sys.stderr)
+    if errors:
+        raise InputError(f"{len(errors)} {what}, as said above")
+
+
+def _scenes(options: argparse.Namespace, faulty: list[InputError]) -> list[Scene]:
+    """The scenes to do; masks of an earlier run, in the folder --out, are none."""
+    out = to_path(options.out)
+    given = [as_given(to_path(name)) for name in options.scenes]
+    inside = any(f"{as_given(out)}".startswith(f"{folder}/") for folder in given)
+    but = out if inside and out.is_dir() else None
+    return find_scenes(options.scenes, labelled=False, faulty=faulty, but=but)
+
+
+def _check_options(options: argparse.Namespace) -> None:
+    """InputError for an option that the format can't honour."""
+    outlines, masks = options.format in VECTORS, options.format == "tif"
+    for name, value, fits in (
+        ("--simplify", options.simplify, outlines),
+        ("--right-angles", options.right_angles, outlines),
+        ("--min-area", options.min_area, outlines or (masks and not options.separate)),
+        ("--threshold", options.threshold is not None, options.format != "probability"),
+    ):
+        if value and not fits:
+            raise InputError(f"{name}: format {options.format} can't honour it")
 
 
 def arguments() -> argparse.ArgumentParser:
     p = parser(
         "predict",
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
-        "its height; only png, geojson and gpkg hold a whole mask (png the photograph, too).",
+        "its height; png, outlines and --min-area hold a whole mask (png the photograph, too).",
     )
     p.add_argument("scenes", nargs="+", metavar="SCENE", help="rasters, folders or CSV files")
     p.add_argument(
@@ -97,8 +162,8 @@ def arguments() -> argparse.ArgumentParser:
         "--format",
         choices=ENDINGS,
         help="mask as GeoTIFF, probability as GeoTIFF, picture with the mask over it, outlines as "
-        "GeoJSON or GeoPackage, ids of each pixel's building as GeoTIFF (instances); default: what "
-        "the ending of --out says, else tif",
+        "GeoJSON, GeoPackage, GeoParquet, FlatGeobuf or Shapefile, ids of each pixel's building as "
+        "GeoTIFF (instances); default: what the ending of --out says, else tif",
     )
     p.add_argument(
         "--threshold",
@@ -114,6 +179,12 @@ def arguments() -> argparse.ArgumentParser:
         type=positive,
         metavar="M",
         help="the scenes' ground resolution in metres, where the files don't say or are wrong",
+    )
+    p.add_argument(
+        "--crs",
+        type=_crs,
+        metavar="CRS",
+        help="the CRS of scenes that have coordinates without one (a world file), as EPSG:32633",
     )
     add_reading(p)
     add_outlines(p)
@@ -148,6 +219,14 @@ def _add_shards(to: argparse.ArgumentParser) -> None:
     )
 
 
+def _crs(text: str) -> CRS:
+    """An argparse type: a coordinate reference system."""
+    try:
+        return CRS.from_user_input(text)
+    except CRSError:
+        raise argparse.ArgumentTypeError(f"{text} is no CRS; EPSG:32633 is one") from None
+
+
 def _format_of(out: str) -> str:
     """The format that a name's ending stands for; tif where it has none."""
     ending = Path(out).suffix.lower()
@@ -158,13 +237,15 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
     """The file that each scene gives; InputError where two are one, or one can't or mustn't be."""
     path = to_path(out)
     if out.endswith(("/", os.sep)) or not path.suffix or path.is_dir():
-        paths = [path / f"{scene.image.stem}{ENDINGS[form][0]}" for scene in found]
+        paths = _in_folder(path, found, ENDINGS[form][0])
     elif len(found) > 1:
         raise InputError(f"--out {out}: a folder was expected for {len(found)} scenes")
     elif path.suffix.lower() not in ENDINGS[form]:
         raise InputError(f"--out {out}: format {form} was expected to end in {ENDINGS[form][0]}")
     else:
         paths = [path]
+    if form == "shp" and isinstance(path, S3Path):
+        raise InputError(f"--out {out}: a Shapefile is several files; for a bucket, take gpkg")
     taken = Counter(paths)
     inputs = {scene.image.resolve() for scene in found}
     for scene, target in zip(found, paths, strict=True):
@@ -177,35 +258,66 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
     return paths
 
 
+def _in_folder(out: AnyPath, found: Sequence[Scene], ending: str) -> list[AnyPath]:
+    """<stem>.tif for each scene, in the folders that it lies below where two stems are one."""
+    names = [
+        scene.image.stem if scene.stem.startswith(composed(scene.image.stem)) else scene.stem
+        for scene in found
+    ]
+    taken = Counter(names)
+    return [
+        to_path("/".join([str(out), *([scene.below] if taken[name] > 1 else []), name + ending]))
+        for name, scene in zip(names, found, strict=True)
+    ]
+
+
 def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.Namespace) -> None:
     threshold = model.info.threshold if options.threshold is None else options.threshold
     separate = options.format not in ("tif", "png")
     if options.separate is not None:
         separate = options.separate
-    with open_raster(scene.image) as dataset:
-        if options.format in OUTLINES:  # before the work, not after it
-            footprints.require_vector()
-            footprints.require_place(dataset.crs, dataset.transform, str(scene.image))
-        size = options.pixel_size or scene.pixel_size
+    with open_raster(scene.image, own=True) as opened:
+        dataset = in_crs(opened, options.crs)
+        size = options.pixel_size or scene.pixel_size or ground_pixel_size(dataset)
+        crs, transform = _checked_place(dataset, scene, size, options)
         bar = partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch")
         bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
         how = separation(model, dataset, size) if separate else TOGETHER
+        tags = _tags(options, threshold)
         if options.format == "probability":
-            write_bands(bands, path, dataset, None)
-        elif options.format == "tif" and not separate:
-            write_bands(bands, path, dataset, threshold)
-        elif options.format == "tif":
+            write_bands(bands, path, dataset, None, tags)
+        elif options.format == "tif" and separate:
             write_parted(bands, path, dataset, threshold, how)
+        elif options.format == "tif" and options.min_area:
+            write_large(bands, path, dataset, threshold, options.min_area / (size or 1) ** 2, tags)
+        elif options.format == "tif":
+            write_bands(bands, path, dataset, threshold, tags)
         elif options.format == "instances":
             write_instances(bands, path, dataset, threshold, how)
         elif options.format == "png":
             _picture(bands, path, threshold, how if separate else None)
         else:
             found = found_in(bands, dataset, threshold, how)
-            place = dataset.shape, dataset.transform, dataset.crs
             wishes = options.min_area, options.simplify, options.right_angles
-            outlines = footprints.placed(found, *place, *wishes)
+            outlines = footprints.placed(found, dataset.shape, transform, crs, *wishes)
             footprints.write(replace(outlines, model=model_name(options.model)), path)
+
+
+def _checked_place(
+    dataset: Any, scene: Scene, size: float | None, options: argparse.Namespace
+) -> tuple[CRS | None, Affine]:
+    """CRS and transform of a scene; InputError, before the work, where the format needs more."""
+    crs, transform = place_of(dataset)
+    if transform and not crs:
+        about = "%s has coordinates without a CRS: --crs says which they are in"
+        log.warning(about, scene.image)
+    transform = transform or dataset.transform
+    if options.format in VECTORS:
+        footprints.require_vector(*(["pyarrow"] if options.format == "parquet" else []))
+        footprints.require_place(crs, transform, str(scene.image))
+    elif options.min_area and not size:
+        raise InputError(f"{scene.image} has no pixel size, so --min-area needs --pixel-size")
+    return crs, transform
 
 
 def _picture(bands: Iterable[Band], path: Path, threshold: float, how: Separation | None) -> None:
@@ -217,11 +329,26 @@ def _picture(bands: Iterable[Band], path: Path, threshold: float, how: Separatio
     overlay(pixels, np.where(mark > 0, 255, 0).astype(np.uint8), path)
 
 
+def _tags(options: argparse.Namespace, threshold: float) -> dict[str, str]:
+    """What a mask says of how it came about."""
+    file = model_file(options.model)
+    about = {
+        "TIFFTAG_SOFTWARE": f"minicnn {minicnn.__version__}",
+        "TIFFTAG_DATETIME": time.strftime("%Y:%m:%d %H:%M:%S"),
+        "MINICNN_MODEL": f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}",
+    }
+    if options.format != "probability":
+        about["MINICNN_THRESHOLD"] = f"{threshold:g}"
+    return about
+
+
 def _predict_shard(options: argparse.Namespace) -> None:
     """Write the masks of a shard that aren't there, or without a shard the plan of all."""
     out = to_path(options.out)
     if (options.format or "tif") != "tif" or out.suffix:
         raise InputError(f"--out {out}: a folder for masks was expected of --shards")
+    if options.min_area or options.simplify or options.right_angles or options.crs:
+        raise InputError("--shards: masks only; `python -m segment.merge` draws the outlines")
     if isinstance(out, Path):
         check_folder(out)
     model = load_model(options.model)
@@ -233,12 +360,17 @@ def _predict_shard(options: argparse.Namespace) -> None:
         print(f"{out / shards.MANIFEST}: {len(plan.pieces)} masks in {plan.shards} shards")
         return
     model = model.to(choose_device(options.device))
+    faulty: list[InputError] = []
     for piece in plan.of(index):
         path = out / shards.MASKS / piece.name
-        if not shards.is_done(path, plan, piece):
-            with writing(path) as file:
-                _predict_piece(model, plan, piece, file)
-        print(path)
+        try:
+            if not shards.is_done(path, plan, piece):
+                with writing(path) as file:
+                    _predict_piece(model, plan, piece, file)
+            print(path)
+        except InputError as error:
+            faulty.append(error)
+    _complain(faulty, "masks could not be made")
 
 
 def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Plan:
@@ -268,16 +400,19 @@ def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Pla
 
 def _predict_piece(model: Model, plan: shards.Plan, piece: shards.Piece, path: Path) -> None:
     source, threshold = plan.scenes[piece.scene], plan.request["threshold"]
-    with open_raster(source.image) as dataset:
-        if dataset.shape != (source.height, source.width) or dataset.transform != source.place:
+    with open_raster(source.image, own=True) as dataset:
+        _, transform = place_of(dataset)
+        place_now = transform or Affine.identity()
+        if dataset.shape != (source.height, source.width) or place_now != source.place:
             raise InputError(f"{source.image} is another scene than when the plan was made")
         bar = partial(progress, desc=Path(piece.name).stem, unit="batch")
         overlap, views = plan.request["overlap"], plan.request["views"]
         how = {"box": piece.box, "views": views}
         bands = scene_bands(model, dataset, overlap, source.pixel_size, bar, **how)
         size = {"height": piece.height, "width": piece.width}
-        place = {"transform": shifted(dataset.transform, piece.row, piece.col)}
-        profile = mask_profile(dataset, "uint8") | size | place | {"count": 2}
+        place = {"transform": shifted(source.place, piece.row, piece.col), "crs": source.crs}
+        plain = {"gcps": None, "rpcs": None, "colormap": None, "count": 2}
+        profile = mask_profile(dataset, "uint8") | size | place | plain
         with write_cog(path, profile, {shards.TAG: plan.digest}) as out:
             out.descriptions = "building", "how sure"  # merge parts buildings by the second
             for band in bands:

@@ -1,16 +1,17 @@
 """A scene of any size through the network, in bands from top to bottom: masks and probabilities."""
 
 import logging
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
+from rasterio.features import rasterize, shapes
 
-from segment.data.ground import ground_pixel_size, working_shape
-from segment.data.rasters import Window, open_raster, write_raster
+from segment.data.ground import ground_pixel_size, place_of, working_shape
+from segment.data.rasters import Window, open_raster, write_cog, write_raster
 from segment.data.reading import look, read_pixels
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
@@ -29,6 +30,7 @@ from segment.predict.views import averaged
 from segment.storage.paths import AnyPath
 
 OVERLAP = 64  # pixels
+COLOURS = {0: (0, 0, 0, 255), 255: (255, 70, 40, 255)}  # of a mask, as programs show it
 
 log = logging.getLogger(__name__)
 
@@ -134,7 +136,7 @@ def predict_scene(
     building.
     """
     limit = model.info.threshold if threshold is None else threshold
-    with open_raster(path) as dataset:
+    with open_raster(path, own=True) as dataset:
         (scene,) = find_scenes([path], labelled=False)
         bands = scene_bands(model, dataset, overlap, pixel_size or scene.pixel_size, views=views)
         return np.concatenate([band.mask(limit) for band in bands]), mask_profile(dataset, "uint8")
@@ -142,18 +144,62 @@ def predict_scene(
 
 def mask_profile(dataset: Any, dtype: str) -> dict[str, Any]:
     """The profile of a GeoTIFF of one band that lies where the dataset does."""
-    place = {"crs": dataset.crs, "transform": dataset.transform}
+    crs, transform = place_of(dataset)
+    place: dict[str, Any] = {"crs": crs, "transform": transform or dataset.transform}
+    if dataset.transform.is_identity:  # a GeoTIFF has a transform or control points, not both
+        place |= {"rpcs": dataset.rpcs, "gcps": dataset.gcps if dataset.gcps[0] else None}
+        if place["gcps"]:
+            place["transform"] = dataset.transform
     size = {"height": dataset.height, "width": dataset.width}
-    return {"driver": "GTiff", "count": 1, "dtype": dtype, **size, **place}
+    colours = {"colormap": COLOURS} if dtype == "uint8" else {}
+    return {"driver": "GTiff", "count": 1, "dtype": dtype, **size, **place, **colours}
 
 
-def write_bands(bands: Iterable[Band], path: Path, dataset: Any, threshold: float | None) -> None:
-    """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF."""
+def write_bands(
+    bands: Iterable[Band],
+    path: Path,
+    dataset: Any,
+    threshold: float | None,
+    tags: Mapping[str, str] | None = None,
+) -> None:
+    """Write the mask, or without a threshold the probability, band by band, as a GeoTIFF.
+
+    With `tags` to put into it, it has overviews, too: a Cloud-Optimised GeoTIFF.
+    """
     profile = mask_profile(dataset, "float32" if threshold is None else "uint8")
-    with write_raster(path, profile) as out:
+    writer = write_raster(path, profile) if tags is None else write_cog(path, profile, tags)
+    with writer as out:
         for band in bands:
             values = band.probability if threshold is None else band.mask(threshold)
             write_band(out, band, values)
+
+
+def write_large(
+    bands: Iterable[Band],
+    path: Path,
+    dataset: Any,
+    threshold: float,
+    pixels: float,
+    tags: Mapping[str, str],
+) -> None:
+    """Write the mask of the buildings of at least so many pixels; it is held whole."""
+    parts = [(band.mask(threshold), band.valid) for band in bands]
+    mask, valid = (np.concatenate(part) for part in zip(*parts, strict=True))
+    with write_cog(path, mask_profile(dataset, "uint8"), tags) as out:
+        out.write(without_small(mask, pixels), 1)
+        out.write_mask(valid)
+
+
+def without_small(mask: NDArray[np.uint8], pixels: float) -> NDArray[np.uint8]:
+    """The mask without the buildings of fewer pixels."""
+    found = shapes(mask, mask=mask != 0, connectivity=4)
+    numbered = [(shape, number) for number, (shape, _) in enumerate(found, start=1)]
+    if not numbered:
+        return mask
+    numbers = rasterize(numbered, mask.shape, dtype="int32")
+    large = np.bincount(numbers.ravel()) >= pixels
+    large[0] = False
+    return np.where(large[numbers], mask, 0).astype(np.uint8)
 
 
 def write_band(out: Any, band: Band, values: NDArray[Any]) -> None:

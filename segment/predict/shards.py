@@ -17,6 +17,7 @@ from typing import Any
 
 from affine import Affine
 
+from segment.data.ground import place_of
 from segment.data.rasters import is_whole, open_raster
 from segment.data.scenes import Scene
 from segment.errors import InputError
@@ -28,6 +29,8 @@ MANIFEST, MASKS = "manifest.json", "masks"
 MARKS = 2  # the band of a mask that says how sure it is
 TAG = "MINICNN_PLAN"  # of a mask: the digest of the plan that it belongs to
 BLOCK = 18  # windows along a block's side, at most: about 8,000 pixels, minutes on a CPU
+FEW = 4  # windows along a block's side: smaller ones cost so much more that work isn't shared
+UNEVEN = 1.15  # the largest shard's work may be so many times the mean's
 # Where a process that was started as one of many finds which: AWS Batch, MPICH, Open MPI.
 INDEX = ("AWS_BATCH_JOB_ARRAY_INDEX", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
 
@@ -82,10 +85,37 @@ class Plan:
         return int(self.request["shards"])
 
     def of(self, shard: int) -> tuple[Piece, ...]:
-        """The pieces of a shard: every N-th, so that empty country is everyone's."""
+        """The pieces of a shard, in order."""
         if not 0 <= shard < self.shards:
             raise InputError(f"shard {shard} of {self.shards}: 0 to {self.shards - 1} was expected")
-        return self.pieces[shard :: self.shards]
+        turns = zip(self.pieces, self._turns, strict=True)
+        return tuple(piece for piece, turn in turns if turn == shard)
+
+    @cached_property
+    def _turns(self) -> list[int]:
+        """Each piece's shard: the largest first, each to the shard that has the least so far, the
+        equal ones in turn, so that empty country is everyone's."""
+        work, turns = [0.0] * self.shards, [0] * len(self.pieces)
+        for index in sorted(range(len(turns)), key=lambda i: -self._costs[i]):
+            turns[index] = work.index(min(work))
+            work[turns[index]] += self._costs[index]
+        first = {turn: number for number, turn in enumerate(dict.fromkeys(turns))}
+        return [first[turn] for turn in turns]  # numbered as they come
+
+    @cached_property
+    def _costs(self) -> list[float]:
+        """What each piece costs: its area, on the ground if all scenes know their pixel size."""
+        sizes = [scene.pixel_size for scene in self.scenes]
+        sides = [size or 1.0 for size in sizes] if all(sizes) else [1.0] * len(sizes)
+        return [piece.height * piece.width * sides[piece.scene] ** 2 for piece in self.pieces]
+
+    @property
+    def uneven(self) -> float:
+        """The largest shard's work over the mean."""
+        work = [0.0] * self.shards
+        for turn, cost in zip(self._turns, self._costs, strict=True):
+            work[turn] += cost
+        return max(work) * self.shards / sum(work)
 
     @cached_property
     def digest(self) -> str:
@@ -102,7 +132,7 @@ class Plan:
 
 
 def plan_of(request: dict[str, Any], scenes: Sequence[Scene], multiple: int) -> Plan:
-    """Cut the scenes into blocks: as large as `BLOCK`, smaller where shards would have none.
+    """Cut the scenes into blocks: as large as `BLOCK`, smaller where shards would differ in work.
 
     Blocks lie on the grid of blended windows, so one costs little more than its share of the scene.
     Raises InputError where two scenes would give one file.
@@ -118,17 +148,20 @@ def plan_of(request: dict[str, Any], scenes: Sequence[Scene], multiple: int) -> 
             for index, (scene, source) in enumerate(zip(scenes, sources, strict=True))
             for piece in _pieces(index, scene.stem, source, request["overlap"], multiple, side)
         ]
-        if len(pieces) >= request["shards"]:
+        plan = Plan(request, sources, tuple(pieces))
+        enough = len(pieces) >= plan.shards
+        if enough and (plan.uneven <= UNEVEN or side <= FEW):
             break
-    return Plan(request, sources, tuple(pieces))
+    return plan
 
 
 def _source(scene: Scene, pixel_size: float | None) -> Source:
-    with open_raster(scene.image) as dataset:
+    with open_raster(scene.image, own=True) as dataset:
         size = pixel_size or scene.pixel_size
-        crs = dataset.crs.to_wkt() if dataset.crs else None
-        place = tuple(dataset.transform)[:6]
-        return Source(str(scene.image), size, dataset.height, dataset.width, crs, place)
+        crs, transform = place_of(dataset)
+        place = tuple(transform or Affine.identity())[:6]
+        wkt = crs.to_wkt() if crs else None
+        return Source(str(scene.image), size, dataset.height, dataset.width, wkt, place)
 
 
 def _pieces(

@@ -1,6 +1,7 @@
 """Train the U-Net on aerial tiles: `python -m segment.train`."""
 
 import argparse
+import logging
 import time
 from dataclasses import asdict, replace
 from typing import Any
@@ -20,6 +21,7 @@ from segment.cli import (
     whole,
 )
 from segment.data.crops import CROP
+from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
@@ -37,6 +39,8 @@ from segment.train.gpu_memory import LARGEST_AUTO, largest_batch, training_bytes
 from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet
+
+log = logging.getLogger(__name__)
 
 
 def main(argv: list[str]) -> None:
@@ -68,6 +72,8 @@ def _train(options: argparse.Namespace, world: World) -> None:
         write_json(folder.config, asdict(settings))
         split.save(folder.split)
         folder.mirror()
+    if world.rank == 0 and not resumes:
+        _warn_of_one_class(store, parts)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
     try:
@@ -185,6 +191,21 @@ def _inherited(init: str) -> dict[str, Any]:
 def _weights(init: str) -> str | None:
     """Where the weights lie that --init names."""
     return None if init == BUNDLED else init
+
+
+def _warn_of_one_class(store: TileStore, parts: dict[str, np.ndarray]) -> None:
+    """Say before the training what would make it learn, or choose, nothing."""
+    for part, name in (("train", "training"), ("val", "validation")):
+        kinds: set[int] = set()
+        for index in parts[part]:
+            kinds |= {*np.unique(store.labels[index]).tolist()} - {IGNORE}
+            if len(kinds) == 2:
+                break
+        else:
+            lacking = "building" if BUILDING not in kinds else "background"
+            log.warning(
+                "no %s in the %s part: look at the labels, or split otherwise", lacking, name
+            )
 
 
 def _tiles(settings: Settings) -> TileStore:

@@ -301,7 +301,7 @@ def test_several_scenes_or_a_folder_give_named_files(tmp_path, model):
         (["a1.tif", "--out", "text.tif/x.png"], r"text\.tif is a file, where a folder"),
         (["a1.tif", "b1.tif", "--out", "plain"], "plain is a file, where a folder"),
         (["a1.tif", "--out", "x.png", "--format", "gpkg"], r"expected to end in \.gpkg"),
-        (["a1.tif", "--out", "x.shp"], r"expected to end in \.tif"),
+        (["a1.tif", "--out", "x.xyz"], r"expected to end in \.tif"),
         (["a1.tif", "--out", "x.tif", "--overlap", "300"], "overlap must be 0 to 256"),
         (["a1.tif", "--out", "x.tif", "--overlap", "-1"], "overlap must be 0 to 256"),
         (["a1.tif", "--out", "x.tif", "--pixel-size", "10"], r"a1\.tif has pixels of 10 m"),
