@@ -7,6 +7,7 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 
 from api.settings import Settings
+from minicnn import files
 
 
 @contextmanager
@@ -29,12 +30,8 @@ def sweep(folder: Path, seconds: float) -> None:
 
 def sync(path: Path) -> None:
     """Wait until a file's bytes and its name are on the disk."""
-    for place in (path, path.parent):
-        descriptor = os.open(place, os.O_RDONLY)
-        try:
-            os.fsync(descriptor)
-        finally:
-            os.close(descriptor)
+    files.sync(path)
+    files.sync(path.parent)
 
 
 def total_bytes(files: Iterable[Path]) -> int:

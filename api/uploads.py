@@ -1,6 +1,5 @@
 """What comes in: streamed to the disk, opened by its content, measured before it is read."""
 
-import hashlib
 import math
 import re
 import tempfile
@@ -17,6 +16,7 @@ from werkzeug.datastructures import FileStorage
 from api.errors import Problem, plain
 from api.headers import Excessive, check_header
 from api.settings import Settings
+from minicnn.files import digest
 from segment.data.ground import ground_pixel_size, working_shape
 from segment.data.rasters import open_raster
 from segment.data.reading import Reading, read_pixels
@@ -124,11 +124,7 @@ def _shown(name: str) -> str:
 
 
 def _source(path: Path, name: str) -> Source:
-    digest = hashlib.sha256()
-    with path.open("rb") as file:
-        while chunk := file.read(CHUNK):
-            digest.update(chunk)
-    return Source(path, name, digest.hexdigest())
+    return Source(path, name, digest(path))
 
 
 @contextmanager

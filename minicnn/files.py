@@ -1,5 +1,6 @@
-"""Writing a file so that readers see it whole or not at all."""
+"""Files: written whole or not at all, told apart by their bytes, and by what changes with them."""
 
+import hashlib
 import os
 import secrets
 from collections.abc import Iterator
@@ -21,9 +22,9 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
     try:
         temporary.touch(exist_ok=False)
         yield temporary
-        _sync(temporary)
+        sync(temporary)
         os.replace(temporary, path)
-        _sync(path.parent)
+        sync(path.parent)
     except OSError as error:
         if error.errno and error.filename in (None, str(temporary)):
             error.filename = str(path)
@@ -32,9 +33,26 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
-def _sync(path: Path) -> None:
+def sync(path: Path) -> None:
+    """Wait until what a file or a folder holds is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def digest(path: Path) -> str:
+    """The SHA-256 of a file's bytes, in hexadecimal."""
+    found = hashlib.sha256()
+    with path.open("rb") as file:
+        while block := file.read(1 << 20):
+            found.update(block)
+    return found.hexdigest()
+
+
+def stamp(path: Path) -> list[int]:
+    """What changes whenever the bytes do: size, inode and times. Nothing but the system sets the
+    time of change, the last of them."""
+    status = path.stat()
+    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]

@@ -1,6 +1,5 @@
 """A trained network with what it must be told apart by: how it reads pixels, at which size."""
 
-import hashlib
 import math
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
@@ -11,6 +10,7 @@ import numpy as np
 import minicnn
 from minicnn.backend import Array, kernels_for, to_device, to_host
 from minicnn.checkpoint import CheckpointError, load, load_net, net_arrays, save
+from minicnn.files import digest
 from minicnn.losses import sigmoid
 from segment.data.ground import SAME_SIZE
 from segment.data.reading import Reading
@@ -166,8 +166,7 @@ def model_file(path: str | AnyPath | None) -> Path:
 def model_name(path: str | AnyPath | None) -> str:
     """What a model is called in what it finds: its run's or file's name, and a digest's start."""
     given = to_path(path) if path is not None else BUNDLED
-    digest = hashlib.sha256(model_file(path).read_bytes()).hexdigest()
-    return f"{given.name.removesuffix('.safetensors')}-{digest[:8]}"
+    return f"{given.name.removesuffix('.safetensors')}-{digest(model_file(path))[:8]}"
 
 
 def _info(about: dict[str, Any], file: Path) -> ModelInfo:

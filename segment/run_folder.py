@@ -11,7 +11,7 @@ import tempfile
 import weakref
 from pathlib import Path
 
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, stamp
 from segment.errors import InputError
 from segment.storage.paths import AnyPath, to_path
 from segment.storage.s3 import ABSENT, Changed, S3Path
@@ -64,7 +64,7 @@ class Run:
             wanted = {file.name: file for file in files or self._files}
             for there in self.home.iterdir():
                 if file := wanted.get(there.name):
-                    self._there[file] = there.download(file), _stamp(file)
+                    self._there[file] = there.download(file), stamp(file)
 
     def mirror(self, patient: bool = False) -> None:
         """Put the files that have changed into the bucket, each whole or not at all.
@@ -77,10 +77,10 @@ class Run:
             return
         try:
             for file in filter(Path.exists, self._files):
-                version, stamp = self._there.get(file, (ABSENT, None))
-                if _stamp(file) != stamp:
-                    stamp, there = _stamp(file), self.home / file.name
-                    self._there[file] = there.write(file.read_bytes(), version), stamp
+                version, was = self._there.get(file, (ABSENT, None))
+                if stamp(file) != was:
+                    was, there = stamp(file), self.home / file.name
+                    self._there[file] = there.write(file.read_bytes(), version), was
         except Changed as error:
             raise InputError(f"{error}: does another process write this run?") from error
         except InputError as error:
@@ -89,11 +89,6 @@ class Run:
             if not patient:
                 raise InputError(kept) from error
             log.warning("%s, and the next checkpoint tries again", kept)
-
-
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_ino, status.st_mtime_ns]
 
 
 def write_history(path: Path, rows: list[Row]) -> None:

@@ -21,6 +21,7 @@ from api.files import evict
 from api.gate import Gate, lock
 from api.settings import Settings
 from api.uploads import Look, Source
+from minicnn import files
 from minicnn.backend import choose_device
 from segment.data.rasters import open_raster
 from segment.errors import InputError
@@ -159,7 +160,7 @@ class Predictor:
 
 
 def _digest(path: Path) -> str:
-    return hashlib.sha256(path.read_bytes()).hexdigest() if path.exists() else "missing"
+    return files.digest(path) if path.exists() else "missing"
 
 
 def _of_scene(digest: str) -> str:

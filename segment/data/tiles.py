@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from minicnn.backend import array_module
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, digest, stamp
 from segment.data.ground import working_shape
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, read_label
 from segment.data.rasters import SIDECARS, open_raster
@@ -227,27 +227,13 @@ def _digests(files: Sequence[Path], memo: Path) -> list[str]:
         known = []
     if len(known) != len(files):
         known = [(None, "")] * len(files)
-    stamps = [_stamp(file) for file in files]  # before reading: a change meanwhile is then seen
+    stamps = [stamp(file) for file in files]  # before reading: a change meanwhile is then seen
     work = progress(zip(files, stamps, known, strict=True), len(files), "checking files", "file")
-    digests = [old if was == stamp else _digest_file(file) for file, stamp, (was, old) in work]
+    digests = [old if was == now else digest(file) for file, now, (was, old) in work]
     if [was for was, _ in known] != stamps:
         with atomic_write(memo) as temporary:
             temporary.write_text(json.dumps(list(zip(stamps, digests, strict=True))))
     return digests
-
-
-def _stamp(file: Path) -> list[int]:
-    """What changes whenever the bytes do: nothing but the system sets the time of change."""
-    status = file.stat()
-    return [status.st_size, status.st_ino, status.st_mtime_ns, status.st_ctime_ns]
-
-
-def _digest_file(path: Path) -> str:
-    digest = hashlib.blake2b(digest_size=16)
-    with path.open("rb") as file:
-        while block := file.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 def _digest_json(value: object) -> str:

@@ -20,7 +20,7 @@ from rasterio.errors import CRSError
 
 import minicnn
 from minicnn.backend import choose_device
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, digest
 from segment.cli import (
     add_device,
     add_outlines,
@@ -378,7 +378,7 @@ def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Pla
     threshold = model.info.threshold if options.threshold is None else options.threshold
     request = {
         "inputs": options.scenes,
-        "model": hashlib.sha256(model_file(options.model).read_bytes()).hexdigest(),
+        "model": digest(model_file(options.model)),
         "name": model_name(options.model),
         "threshold": threshold,
         "separation": asdict(model.info.separation) | {"pixel_size": model.info.pixel_size},

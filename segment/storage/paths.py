@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, stamp
 from segment.errors import InputError
 from segment.storage.s3 import FILES_AT_ONCE, Missing, S3Path
 
@@ -99,19 +99,14 @@ def _kept(path: S3Path, root: Path) -> Path:
         raise InputError(f"{path}: no file of this name can be kept here")
     note = file.with_name(f".{file.name}.version")
     try:
-        if json.loads(note.read_bytes()) == [path.etag, *_stamp(file)]:
+        if json.loads(note.read_bytes()) == [path.etag, *stamp(file)]:
             return file
     except (OSError, ValueError):
         pass
     etag = path.download(file)
     with atomic_write(note) as temporary:
-        temporary.write_text(json.dumps([etag, *_stamp(file)]))
+        temporary.write_text(json.dumps([etag, *stamp(file)]))
     return file
-
-
-def _stamp(file: Path) -> list[int]:
-    status = file.stat()
-    return [status.st_size, status.st_ino, status.st_mtime_ns]
 
 
 def default_cache() -> Path:

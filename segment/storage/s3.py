@@ -17,7 +17,7 @@ from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, digest
 from segment.errors import InputError
 
 ABSENT = "*"  # as the version to be replaced: none; the write is to be the first
@@ -193,7 +193,7 @@ class S3Path:
 
     def upload(self, file: Path) -> None:
         """Put a file, in parts where it is large; it appears whole or not at all."""
-        about = {"Metadata": {"sha256": _sha256(file)}, "ChecksumAlgorithm": "SHA256"}
+        about = {"Metadata": {"sha256": digest(file)}, "ChecksumAlgorithm": "SHA256"}
         with _in_plain_words(self):
             _transfers().upload(str(file), self.bucket, self.key, about).result()
 
@@ -209,7 +209,7 @@ class S3Path:
             pinned = [_Pinned(head["ContentLength"], head["ETag"])]
             transfers = _transfers()
             transfers.download(self.bucket, self.key, str(temporary), None, pinned).result()
-            if head["Metadata"].get("sha256", digest := _sha256(temporary)) != digest:
+            if head["Metadata"].get("sha256", found := digest(temporary)) != found:
                 raise StorageError(f"{self}: it arrived damaged, its checksum does not match")
         return head["ETag"]
 
@@ -228,14 +228,6 @@ class _Pinned:
         pass
 
     on_done = on_progress
-
-
-def _sha256(file: Path) -> str:
-    digest = hashlib.sha256()
-    with file.open("rb") as stream:
-        while block := stream.read(1 << 20):
-            digest.update(block)
-    return digest.hexdigest()
 
 
 # ---------------------------------------------------------------- the connection

@@ -1,12 +1,13 @@
 """A file appears whole or not at all."""
 
+import hashlib
 import os
 import stat
 import threading
 
 import pytest
 
-from minicnn.files import atomic_write
+from minicnn.files import atomic_write, digest, stamp
 
 
 def test_the_file_appears_at_the_end(tmp_path):
@@ -92,3 +93,20 @@ def test_writers_at_once_do_not_mix(tmp_path):
         thread.join()
     assert path.read_text() in texts
     assert list(tmp_path.iterdir()) == [path]
+
+
+@pytest.mark.parametrize("size", [0, 7, (1 << 20) + 3])
+def test_a_digest_is_that_of_all_bytes(tmp_path, size):
+    content = os.urandom(size)
+    (tmp_path / "file").write_bytes(content)
+    assert digest(tmp_path / "file") == hashlib.sha256(content).hexdigest()
+
+
+def test_a_stamp_changes_with_the_bytes_even_if_the_times_are_put_back(tmp_path):
+    path = tmp_path / "file"
+    path.write_bytes(b"old")
+    before, times = stamp(path), path.stat()
+    assert stamp(path) == before
+    path.write_bytes(b"new")
+    os.utime(path, ns=(times.st_atime_ns, times.st_mtime_ns))
+    assert stamp(path) != before

@@ -169,8 +169,8 @@ def test_a_store_is_built_once_and_named_by_content(folder, tmp_path, monkeypatc
     scenes, cache = find_scenes([folder]), tmp_path / "cache"
     first = open_store(scenes, cache=cache)
     before, read = built(cache), []
-    digest = tiles._digest_file
-    monkeypatch.setattr(tiles, "_digest_file", lambda path: read.append(path) or digest(path))
+    digest = tiles.digest
+    monkeypatch.setattr(tiles, "digest", lambda path: read.append(path) or digest(path))
     assert open_store(scenes, cache=cache).key == first.key
     assert built(cache) == before and read == []  # neither built nor even read again
     os.utime(scenes[0].image)  # touched, but the same bytes: read, not built
@@ -259,7 +259,7 @@ def test_a_source_that_cannot_be_read_is_not_blamed_on_the_cache(folder, tmp_pat
     def refuse(path):
         raise PermissionError(13, "Permission denied", str(path))
 
-    monkeypatch.setattr(tiles, "_digest_file", refuse)
+    monkeypatch.setattr(tiles, "digest", refuse)
     with pytest.raises(PermissionError, match=str(folder)):
         open_store(find_scenes([folder]), cache=tmp_path / "cache")
 
