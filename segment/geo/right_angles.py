@@ -22,23 +22,63 @@ def right_angled(outlines: Polygons, tolerance: float) -> Polygons:
     Holes are kept, in the direction of their shell, but for those below `tolerance` squared; no
     wall but the last four of a ring is below `tolerance` (metres). An outline is only simplified
     by that much (Douglas-Peucker) where it has no direction, or where its right-angled form isn't
-    valid, has an IoU with it below 0.8, or reaches into a neighbour; it stays as it was where the
-    simplified one does so, too. The result is as valid and as free of overlaps as `outlines`.
+    valid or has an IoU with it below 0.8. What reaches into a neighbour gives way: the larger of
+    the two keeps the ground, see `_apart`. The result is as valid and as free of overlaps as
+    `outlines`.
     """
     import shapely
 
     simple, fine = (shapely.simplify(outlines, limit) for limit in (tolerance, tolerance / 2))
     squares = [_squared(*pair, tolerance) for pair in zip(simple, fine, strict=True)]
     square = np.array(squares, dtype=object)
-    shared = shapely.area(shapely.intersection(square, outlines))
-    either = shapely.area(square) + shapely.area(outlines) - shared
-    choice = np.where(shared >= LEAST_IOU * either, 0, 1)  # among the three forms
-    while True:
-        found = np.choose(choice, [square, simple, outlines])
-        clash = (_overlapping(found) | ~shapely.is_valid(found)) & (choice < 2)
-        if not clash.any():
-            return found
-        choice[clash] += 1
+    fits = _like(square, outlines) & shapely.is_valid(square)
+    found = np.where(fits, square, np.where(shapely.is_valid(simple), simple, outlines))
+    return _apart(found, simple, outlines)
+
+
+def _like(polygons: Polygons, outlines: Polygons) -> NDArray[np.bool_]:
+    """Which polygons have an IoU with their outline of 0.8 or more."""
+    import shapely
+
+    shared = shapely.area(shapely.intersection(polygons, outlines))
+    either = shapely.area(polygons) + shapely.area(outlines) - shared
+    return np.asarray(shared >= LEAST_IOU * either)
+
+
+def _apart(found: Polygons, simple: Polygons, outlines: Polygons) -> Polygons:
+    """The polygons, of which those that reach into another one lose what a larger one has.
+
+    The largest is placed first, then each one without the ground of what is placed: its found
+    form, else the simplified one, if the rest is like its outline; else its outline, without which
+    the others then do. Buildings that share a wall so meet in one line.
+    """
+    import shapely
+
+    placed = found.copy()
+    clash = np.flatnonzero(_overlapping(found))
+    done = np.ones(len(found), bool)
+    done[clash] = False
+    bounds = np.array([shapely.bounds(form) for form in (found, simple, outlines)])
+    reach = shapely.box(*bounds[:, :, :2].min(axis=0).T, *bounds[:, :, 2:].max(axis=0).T)
+    tree = shapely.STRtree(reach)
+    for index in clash[np.argsort(-shapely.area(outlines[clash]), kind="stable")]:
+        near = tree.query(reach[index])
+        near = near[done[near] & (near != index)]
+        taken = shapely.union_all(placed[near])
+        forms = [_largest(shapely.difference(f, taken)) for f in (found[index], simple[index])]
+        like = [form for form in forms if _like(np.array([form]), outlines[[index]])[0]]
+        placed[index], done[index] = like[0] if like else outlines[index], True
+        if not like:  # it stays, and the others lose what they had of it
+            rest = shapely.difference(placed[near], outlines[index])
+            placed[near] = [_largest(part) for part in rest]
+    return placed if not _overlapping(placed).any() and shapely.is_valid(placed).all() else outlines
+
+
+def _largest(polygons: Any) -> Any:
+    import shapely
+
+    parts = [part for part in shapely.get_parts(polygons) if part.geom_type == "Polygon"]
+    return max(parts, key=lambda part: part.area, default=shapely.Polygon())
 
 
 def _overlapping(polygons: Polygons) -> NDArray[np.bool_]:

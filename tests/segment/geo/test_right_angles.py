@@ -13,6 +13,7 @@ from segment.geo import footprints, right_angles
 from segment.geo.right_angles import right_angled
 
 PIXEL = 0.3
+FINE = Affine.scale(PIXEL)
 RECTANGLE = shapely.box(0, 0, 14, 9)
 L_SHAPE = shapely.Polygon([(0, 0), (18, 0), (18, 8), (9, 8), (9, 15), (0, 15)])
 COURTYARD = shapely.box(0, 0, 20, 16) - shapely.box(6, 5, 13, 11)
@@ -94,7 +95,24 @@ def test_nobody_is_drawn_into_a_neighbour():
     assert shapely.is_valid(both).all()
 
 
-@settings(max_examples=40)
+@pytest.mark.parametrize("angle", [10, 37, 60])
+def test_houses_in_a_row_that_share_walls_get_few_corners(angle):
+    """Their steps of pixels fit together, so straight walls reach over them: one gives way."""
+    turn = {"angle": angle, "origin": (15, 15)}
+    houses = [shapely.affinity.rotate(shapely.box(x, 8, x + 7, 18), **turn) for x in (2, 9, 16)]
+    numbered = list(zip(houses, (1, 2, 3), strict=True))
+    labels = rasterize(numbered, (110, 110), transform=FINE, dtype=np.uint8)
+    found = shapes(labels, mask=labels > 0, connectivity=4, transform=FINE)
+    outlines = np.array([shapely.geometry.shape(shape) for shape, _ in found], dtype=object)
+    drawn = right_angled(outlines, 1.0)
+    assert len(drawn) == 3 and shapely.get_num_coordinates(outlines).min() > 30
+    for new, raw in zip(drawn, outlines, strict=True):
+        assert shapely.get_num_coordinates(new) <= 12 and iou(new, raw) > 0.85
+    for i, j in ((0, 1), (0, 2), (1, 2)):
+        assert drawn[i].intersection(drawn[j]).area < 1e-6
+
+
+@settings(max_examples=100)
 @given(
     seed=st.integers(0, 10_000),
     share=st.floats(0.3, 0.7),
@@ -115,10 +133,12 @@ def test_whatever_the_mask_outlines_stay_valid_apart_and_near(seed, share, toler
     simple = shapely.simplify(outlines, tolerance)
     for new, plain, raw in zip(drawn, simple, outlines, strict=True):
         squared = iou(new, raw) >= 0.8 and np.allclose(list(angles(new)), 90)
-        assert squared or new.equals(plain) or new.equals(raw)
+        apart = iou(new, plain) > 0.5 or iou(new, raw) > 0.5  # gave way to a neighbour
+        assert squared or new.equals(plain) or apart
         sizes = [shapely.Polygon(ring).area for ring in raw.interiors]
         large = sum(size > 2 * tolerance**2 for size in sizes)
-        assert large <= len(new.interiors) <= len(sizes)
+        within = len(sizes) + len(outlines) - 1  # where a notch closes over a neighbour
+        assert large <= len(new.interiors) <= within
 
 
 def test_nothing_gives_nothing():
