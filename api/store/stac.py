@@ -6,11 +6,14 @@ from datetime import datetime, timezone
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pyproj
+import shapely
 from flask import url_for
 
 from segment.data.ground import ground_pixel_size
 from segment.data.rasters import open_raster
+from segment.geo.footprints import globe_box, on_the_globe, unwrapped
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
 FIRST_AERIAL_PHOTOGRAPH = "1858-01-01T00:00:00Z"  # by Nadar, from a balloon over Petit-Bicêtre
@@ -51,7 +54,7 @@ def describe(item_id: str, path: Path, created: str | None) -> dict[str, Any]:
             epsg = dataset.crs.to_epsg()
             properties["proj:code"] = f"EPSG:{epsg}" if epsg else None
             if not epsg:
-                properties["proj:wkt2"] = dataset.crs.to_wkt()
+                properties["proj:wkt2"] = dataset.crs.to_wkt(version="WKT2_2019")
             properties["proj:transform"] = list(place)[:6]
             properties["gsd"] = ground_pixel_size(dataset)
     item: dict[str, Any] = {
@@ -63,10 +66,9 @@ def describe(item_id: str, path: Path, created: str | None) -> dict[str, Any]:
         "properties": {k: v for k, v in properties.items() if k != "gsd" or v},
     }
     if ring:
-        lon, lat = zip(*ring, strict=True)
-        # counter-clockwise, closed (RFC 7946)
-        item["geometry"] = {"type": "Polygon", "coordinates": [[*ring[::-1], ring[-1]]]}
-        item["bbox"] = [min(lon), min(lat), max(lon), max(lat)]
+        whole = unwrapped(np.array([shapely.Polygon(ring)]))
+        item["geometry"] = shapely.geometry.mapping(on_the_globe(whole)[0])
+        item["bbox"] = globe_box(whole[0])
     return item
 
 
@@ -139,5 +141,7 @@ def corners(scene: Any) -> list[list[float]] | None:
     width, height = scene.width, scene.height
     at = [scene.transform @ corner for corner in ((0, 0), (width, 0), (width, height), (0, height))]
     found = [list(to_lonlat.transform(x, y)) for x, y in at]
-    on_earth = all(abs(lon) <= 180 and abs(lat) <= 90 for lon, lat in found)  # False for NaN, inf
-    return [[round(value, 8) for value in corner] for corner in found] if on_earth else None
+    if not all(abs(lon) <= 360 and abs(lat) <= 90 for lon, lat in found):  # so of NaN and inf
+        return None
+    turned = [[(lon + 180) % 360 - 180 if abs(lon) > 180 else lon, lat] for lon, lat in found]
+    return [[round(value, 8) for value in corner] for corner in turned]
