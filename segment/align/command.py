@@ -29,8 +29,8 @@ COLUMNS = ("city", "picture", "building", "right_m", "down_m", "before", "after"
 Row = tuple[Any, ...]
 
 
-def main(arguments: list[str]) -> None:
-    options = _parser().parse_args(arguments)
+def main(argv: list[str]) -> None:
+    options = arguments().parse_args(argv)
     if not options.data:
         raise InputError("--data PATH was expected: labels to move")
     out = Path(options.out)
@@ -51,7 +51,7 @@ def main(arguments: list[str]) -> None:
     print(f"{out / 'pairs.csv'}: give it as --data; {out / 'shifts.csv'}: what was found")
 
 
-def _parser() -> argparse.ArgumentParser:
+def arguments() -> argparse.ArgumentParser:
     p = parser(
         "align",
         "Labels from a map lie off the picture by metres. Move each picture's labels, then each "

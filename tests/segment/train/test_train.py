@@ -217,10 +217,10 @@ def test_a_model_goes_on_as_it_was_taught(tmp_path):
     info = ModelInfo(pixel_size=0.4, reading=Reading((3, 2, 1), (0.0, 900.0)))
     save_model(tmp_path / "m.safetensors", UNet(widths=(3, 4)), info)
     options = ["--init", str(tmp_path / "m.safetensors"), "--value-range", "0", "500"]
-    settings, _ = command._settle(command._parser().parse_args(options), Run(tmp_path / "run"))
+    settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
     assert settings.pixel_size == 0.4 and settings.reading == Reading((3, 2, 1), (0.0, 500.0))
     options = ["--init", "bundled", "--pixel-size", "0.25"]
-    settings, _ = command._settle(command._parser().parse_args(options), Run(tmp_path / "run"))
+    settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
     assert (settings.init, settings.pixel_size) == ("bundled", 0.25)
 
 
