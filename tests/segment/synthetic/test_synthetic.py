@@ -55,7 +55,7 @@ def digest(image, mask):
 def test_same_scene_in_other_processes():
     """Neither the process, nor its hash seed, nor what it drew before changes a scene."""
     code = (
-        "import sys; sys.path.insert(0, 'tests/segment')\n"
+        "import sys; sys.path.insert(0, 'tests/segment/synthetic')\n"
         "from test_synthetic import digest, draw_scene\n"
         "draw_scene('dornfeld', 7, 64)\n"
         "print(digest(*draw_scene('corvo', 4, 300, seed=5)))"
