@@ -8,7 +8,7 @@ from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
 from api import errors, hooks, logs, service
-from api.routes import health, items, jobs, masks, pages
+from api.routes import features, health, items, jobs, masks, pages
 from api.settings import Settings
 from api.uploads import GDAL, Request
 from segment.geo.footprints import require_vector
@@ -30,7 +30,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
             app.wsgi_app, x_for=near, x_proto=near, x_host=near, x_prefix=near
         )
     errors.install(app)
-    for part in (masks, items, jobs, health, pages):
+    for part in (masks, items, features, jobs, health, pages):
         app.register_blueprint(part.blueprint)
     hooks.install(app, settings)
     return app

@@ -107,6 +107,16 @@ class Gate:
     def _waiting(self, before: str) -> bool:
         return any(name < before for name in os.listdir(self.tickets) if name[0] != ".")
 
+    def waiting(self) -> int:
+        return sum(name[0] != "." for name in os.listdir(self.tickets))
+
+    def taken(self) -> int:
+        """How many slots are held."""
+        free = [held for slot in self.slots if (held := try_lock(slot)) is not None]
+        for held in free:
+            os.close(held)
+        return len(self.slots) - len(free)
+
     def _taken(self, ticket: Path) -> int | None:
         oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))
         if oldest == ticket:

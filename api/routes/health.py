@@ -1,6 +1,7 @@
 """/healthz, /readyz, /metrics: what a load balancer and a monitoring system ask."""
 
 import os
+from collections.abc import Iterator
 
 from flask import Blueprint, Response, request
 from prometheus_client import (
@@ -13,11 +14,13 @@ from prometheus_client import (
     generate_latest,
     multiprocess,
 )
+from prometheus_client.core import GaugeMetricFamily
+from prometheus_client.registry import Collector
 
 from api.errors import Problem, disk_is_full
-from api.files import scratch_path
+from api.files import scratch_path, total_bytes
 from api.routes.responses import json_answer
-from api.service import service
+from api.service import Service, service
 
 blueprint = Blueprint("health", __name__)
 
@@ -69,4 +72,25 @@ def metrics() -> Response:
     if os.environ.get("PROMETHEUS_MULTIPROC_DIR"):
         registry = CollectorRegistry()
         multiprocess.MultiProcessCollector(registry)
-    return Response(generate_latest(registry), content_type=CONTENT_TYPE_LATEST)
+    now = CollectorRegistry()
+    now.register(Now(service()))
+    text = generate_latest(registry) + generate_latest(now)
+    return Response(text, content_type=CONTENT_TYPE_LATEST)
+
+
+class Now(Collector):
+    """What is so at this moment, over all workers of this machine."""
+
+    def __init__(self, service: Service) -> None:
+        self.service = service
+
+    def collect(self) -> Iterator[GaugeMetricFamily]:
+        gate, jobs, cache = self.service.gate, self.service.jobs, self.service.predictor.folder
+        yield GaugeMetricFamily("minicnn_waiting", "Predictions that wait", gate.waiting())
+        yield GaugeMetricFamily("minicnn_slots_taken", "Predictions under way", gate.taken())
+        counted = GaugeMetricFamily("minicnn_jobs", "Jobs that are kept", labels=["status"])
+        for status, count in jobs.count().items():
+            counted.add_metric([status], count)
+        yield counted
+        size = total_bytes(cache.glob("*.tif"))
+        yield GaugeMetricFamily("minicnn_cache_bytes", "Kept predictions", size)

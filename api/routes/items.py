@@ -10,7 +10,8 @@ from api.routes.responses import json_answer, product, product_etag, started
 from api.routes.validation import json_body, kind_of_answer, wants_job
 from api.service import service
 from api.store.items import Record
-from api.store.stac import describe, linked, replaced
+from api.store.search import wanted
+from api.store.stac import COLLECTION, describe, linked, now, replaced
 from api.uploads import BODIES, Look, Source, check, received
 
 GEOJSON = "application/geo+json"
@@ -21,17 +22,30 @@ blueprint = Blueprint("items", __name__)
 
 @blueprint.get("/items")
 def page() -> Response:
-    store, ids = service().store, service().store.ids()
-    rest = [item_id for item_id in ids if item_id > (g.ask["after"] or "")]
-    shown = rest[: g.ask["limit"]]
-    records = [record for item_id in shown if (record := store.get(item_id))]
-    links = [{"rel": "self", "href": request.url}]
-    if len(shown) < len(rest):
-        following = {"limit": g.ask["limit"], "after": shown[-1]}
-        links.append({"rel": "next", "href": url_for("items.page", _external=True, **following)})
-    features = [linked(record.item, record.media_type) for record in records]
-    body = {"type": "FeatureCollection", "features": features, "links": links}
-    return json_answer({**body, "numberMatched": len(ids), "numberReturned": len(features)})
+    store, ids, limit = service().store, service().store.ids(), g.ask["limit"]
+    bbox, when = g.ask["bbox"], g.ask["datetime"]
+    names, collections = (set((g.ask[k] or "").split(",")) - {""} for k in ("ids", "collections"))
+    if collections and COLLECTION not in collections:
+        ids = []
+    records: list[Record] = []
+    for item_id in ids:
+        asked = item_id > (g.ask["after"] or "") and (not names or item_id in names)
+        record = store.get(item_id) if asked else None
+        if record and wanted(record.item, bbox, when):
+            records.append(record)
+        if len(records) > limit:
+            break
+    links = [{"rel": "self", "href": request.url, "type": GEOJSON}]
+    if len(records) > limit:
+        following = {**request.args, "after": records[limit - 1].item["id"]}
+        href = url_for(str(request.endpoint), _external=True, **following)
+        links.append({"rel": "next", "href": href, "type": GEOJSON})
+    features = [linked(record.item, record.media_type) for record in records[:limit]]
+    body: dict[str, Any] = {"type": "FeatureCollection", "features": features, "links": links}
+    body |= {"timeStamp": now(), "numberReturned": len(features)}
+    if not (bbox or when or names):  # else nobody has counted
+        body["numberMatched"] = len(ids)
+    return json_answer(body, 200, GEOJSON)
 
 
 @blueprint.put("/items/<item_id>")

@@ -14,11 +14,6 @@ SWAGGER = Path(flask_swagger_ui.__file__).parent / "dist"
 blueprint = Blueprint("pages", __name__)
 
 
-@blueprint.get("/")
-def page() -> Response:
-    return send_from_directory(STATIC, "index.html")
-
-
 @blueprint.get("/docs", strict_slashes=False)
 def docs() -> Response:
     return send_from_directory(STATIC, "docs.html")

@@ -11,6 +11,9 @@ REF = "#/components/schemas/"
 DATE = {"type": "string", "format": "date-time"}
 TEXT = {"type": "string", "maxLength": 10_000}
 BINARY = {"type": "string", "format": "binary"}
+GEOJSON = "application/geo+json"
+LIST = r"^[A-Za-z0-9._,-]{1,2000}$"
+NUMBERS = r"-?\d{1,4}(\.\d{1,12})?"
 
 # The metadata that a client may write: STAC's common ones, and any of its own with a prefix.
 PROPERTIES: dict[str, Any] = {
@@ -132,6 +135,7 @@ SCHEMAS: dict[str, Any] = {
         }
     ),
     "Health": _schema({"status": {"type": "string"}}),
+    "Any": {"type": "object"},
 }
 
 
@@ -307,6 +311,29 @@ MADE = _answer("The product", MASKS)
 STARTED = {**_answer("A job was started: follow it at Location", "Job"), "links": FOLLOW}
 WORK = (406, 413, 503, 507)  # what any request that runs the network may meet
 
+FILTER = [
+    _query(
+        "limit",
+        {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
+        "How many.",
+    ),
+    _query("after", {"type": "string", "pattern": ITEM_ID}, "Start behind this id."),
+    _query(
+        "bbox",
+        {"type": "string", "pattern": rf"^{NUMBERS}(,{NUMBERS}){{3}}((,{NUMBERS}){{2}})?$"},
+        "Scenes that meet a box: west, south, east, north in degrees.",
+    ),
+    _query("ids", {"type": "string", "pattern": LIST}, "These scenes, with commas between."),
+    _query("collections", {"type": "string", "pattern": LIST}, "Of these collections: scenes."),
+    _query(
+        "datetime",
+        {"type": "string", "pattern": r"^[0-9TtZz:.+/-]{2,80}$"},
+        "Scenes of a time of RFC 3339, or of an interval: 2020-01-01T00:00:00Z/..",
+    ),
+]
+PAGE = _answer("A page of STAC Items", {GEOJSON: {"schema": {"$ref": REF + "Items"}}})
+ONE = _answer("The item", {GEOJSON: {"schema": {"$ref": REF + "Item"}}})
+
 PATHS: dict[str, Any] = {
     "/buildings_mask/": {
         "post": _operation(
@@ -321,19 +348,40 @@ PATHS: dict[str, Any] = {
     },
     "/items": {
         "get": _operation(
-            "listItems",
-            "items",
-            "List the stored scenes, by id",
-            {200: _answer("A page of STAC Items", "Items")},
-            (),
-            [
-                _query(
-                    "limit",
-                    {"type": "integer", "minimum": 1, "maximum": 1000, "default": 100},
-                    "How many.",
-                ),
-                _query("after", {"type": "string", "pattern": ITEM_ID}, "Start behind this id."),
-            ],
+            "listItems", "items", "List the stored scenes, by id", {200: PAGE}, (), FILTER
+        )
+    },
+    "/search": {
+        "get": _operation("searchItems", "features", "The same as /items", {200: PAGE}, (), FILTER)
+    },
+    "/collections/scenes/items": {
+        "get": _operation(
+            "listCollectionItems", "features", "The same as /items", {200: PAGE}, (), FILTER
+        )
+    },
+    "/collections/scenes/items/{item_id}": {
+        "get": _operation(
+            "getCollectionItem",
+            "features",
+            "The same as /items/{item_id}",
+            {200: ONE},
+            (304, 404),
+            [ITEM, IF_CHANGED],
+        )
+    },
+    "/collections/scenes": {
+        "get": _operation(
+            "getCollection", "features", "The collection of all scenes", {200: _answer("It", "Any")}
+        )
+    },
+    "/collections": {
+        "get": _operation(
+            "listCollections", "features", "The one collection", {200: _answer("They", "Any")}
+        )
+    },
+    "/conformance": {
+        "get": _operation(
+            "getConformance", "features", "What is conformed to", {200: _answer("It", "Any")}
         )
     },
     "/items/{item_id}": {

@@ -16,6 +16,7 @@ from segment.data.rasters import open_raster
 from segment.geo.footprints import globe_box, on_the_globe, unwrapped
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
+COLLECTION = "scenes"
 FIRST_AERIAL_PHOTOGRAPH = "1858-01-01T00:00:00Z"  # by Nadar, from a balloon over Petit-Bicêtre
 
 
@@ -123,7 +124,10 @@ def linked(item: Mapping[str, Any], media_type: str) -> dict[str, Any]:
             "roles": ["data"],
         }
     links = [{"rel": "self", "href": url("get"), "type": "application/geo+json"}]
-    return {**item, "links": links, "assets": assets}
+    for rel, view in (("root", "landing"), ("parent", "collection"), ("collection", "collection")):
+        href = url_for(f"features.{view}", _external=True)
+        links.append({"rel": rel, "href": href, "type": "application/json"})
+    return {**item, "collection": COLLECTION, "links": links, "assets": assets}
 
 
 def placed(scene: Any) -> bool:

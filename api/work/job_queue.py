@@ -15,6 +15,7 @@ import os
 import shutil
 import threading
 import time
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from dataclasses import asdict
@@ -92,6 +93,11 @@ class Jobs:
             return json.loads((self.folder / job_id / "state.json").read_bytes())
         except FileNotFoundError:
             return self._told(job_id)[0]
+
+    def count(self) -> Counter[str]:
+        """How many jobs of this machine are in each state."""
+        states = (self.get(folder.name) for folder in self.folder.glob("[!.]*"))
+        return Counter(state["status"] for state in states if state)
 
     def source(self, job_id: str) -> tuple[Source, Look]:
         """A job's scene, and how it is looked at."""

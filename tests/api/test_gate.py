@@ -15,6 +15,8 @@ def test_health_and_metrics_add_up_over_workers(new_server):
             assert all(pool.map(lambda _: server.get("/items").ok, range(60)))
         text = server.get("/metrics").text
         assert 'minicnn_requests_total{method="GET",route="/items",status="200"} 60.0' in text
+        assert "minicnn_waiting 0.0" in text and "minicnn_slots_taken 0.0" in text
+        assert "minicnn_cache_bytes 0.0" in text
         assert "minicnn_requests_under_way 1.0" in text  # this very request
 
 
