@@ -1,7 +1,6 @@
 """Masks of whole scenes, georeferenced like them: `python -m segment.predict`."""
 
 import argparse
-import hashlib
 import logging
 import os
 import sys
@@ -335,7 +334,7 @@ def _tags(options: argparse.Namespace, threshold: float) -> dict[str, str]:
     about = {
         "TIFFTAG_SOFTWARE": f"minicnn {minicnn.__version__}",
         "TIFFTAG_DATETIME": time.strftime("%Y:%m:%d %H:%M:%S"),
-        "MINICNN_MODEL": f"{file.name} {hashlib.sha256(file.read_bytes()).hexdigest()[:16]}",
+        "MINICNN_MODEL": f"{file.name} {digest(file)[:16]}",
     }
     if options.format != "probability":
         about["MINICNN_THRESHOLD"] = f"{threshold:g}"
