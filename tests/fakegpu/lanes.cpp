@@ -333,7 +333,7 @@ uint8_t* global(Block& b, const Ins& i, int t, uintptr_t address, int size, bool
 uint8_t* in_shared(Block& b, const Ins& i, int t, uint32_t at, int size, bool writes) {
     if (at % size) fault(b, i, t, "misaligned in shared memory");
     if ((size_t)at + size > b.shared.size()) fault(b, i, t, "out of bounds of shared memory");
-    for (uint32_t word = at / 4; word < (at + size + 3) / 4; ++word) {
+    for (uint32_t word = at / 4; size >= 4 && word < (at + size) / 4; ++word) {  // bytes share a word
         auto& s = b.seen[word];
         if (s.epoch == b.epoch && s.writer != t) fault(b, i, t, writes ? "race in shared memory, write" : "race in shared memory, read");
         if (writes) {
