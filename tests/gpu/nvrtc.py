@@ -86,7 +86,7 @@ def _read(size_of: ctypes._CFuncPtr, get: ctypes._CFuncPtr, program: ctypes.c_vo
 def modules(kernels: ModuleType, architecture: int) -> list[str]:
     """Those modules of kernels that a GPU of this architecture can run."""
     old = architecture < kernels.TENSOR_CORES
-    return [module for module in kernels.launches.FILES if not (old and module == "conv_tf32")]
+    return [module for module in kernels.launches.FILES if not (old and "tf32" in module)]
 
 
 @cache

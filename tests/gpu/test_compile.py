@@ -48,7 +48,8 @@ def test_the_launches_are_of_the_size_that_kernels_are_compiled_for(kernels):
     for variant in variants:
         name, _, threads = (v for v in variant if v)
         assert bounds[f"conv_{name}"] == bounds[f"conv_dw_{name}"] == int(threads)
-        assert name == "any" or bounds[f"conv_tf32_{name}"] == int(threads)
+        for prefix in () if name == "any" else ("conv_tf32", "conv_dw_tf32"):
+            assert bounds[f"{prefix}_{name}"] == int(threads)
     assert {b for n, b in bounds.items() if not n.startswith("conv_")} == {256}
 
 

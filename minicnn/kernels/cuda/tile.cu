@@ -1,5 +1,5 @@
 // The product of two tiles: the inner loop of every convolution here. This text goes before
-// convolve.cu and conv_dw.cu.
+// convolve.cu and convolve_dw.cu.
 //
 //     sum[i][j] += sum over k of a[k][i] b[k][j]
 //
@@ -22,7 +22,7 @@ __device__ __forceinline__ void store4(float* p, const Quad& v) {
     *(float4*)p = make_float4(v.at[0], v.at[1], v.at[2], v.at[3]);
 }
 
-// One of the two kinds of tile, the other is TensorTile of conv_tf32.cu: WIDTH columns of the result
+// One of the two kinds of tile, the other is TensorTile of tensor_tile.cu: WIDTH columns of the result
 // per block, EACH of them per thread. A thread's sums are those of rows row(t, i) and columns
 // col(t, j), four columns side by side.
 template <int WIDTH, int EACH>
@@ -45,6 +45,9 @@ struct __align__(16) Tile {
         #pragma unroll
         for (int j = 0; j < 4; ++j) a[k + j][row] = v.at[j];
     }
+
+    // v is a[k][row .. row + 3].
+    __device__ __forceinline__ void put_rows(int k, int row, const Quad& v) { store4(&a[k][row], v); }
 
     // v is b[k][col .. col + 3].
     __device__ __forceinline__ void put_b(int k, int col, const Quad& v) { store4(&b[k][col], v); }

@@ -1,6 +1,6 @@
 // The windows of a convolution, read where they lie: row m of the matrix that minicnn.ops unfolds,
 // found without storing it. This text goes before convolve.cu and
-// conv_dw.cu.
+// convolve_dw.cu.
 //
 //     window[m][k] = image[n][y(oh) + ky][x(ow) + kx][c],     m = (n, oh, ow),  k = (ky, kx, c)
 //

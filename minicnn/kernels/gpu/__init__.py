@@ -2,7 +2,7 @@
 
 Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
 
-With MINICNN_TF32=1 in the environment convolutions and their input gradients run on tensor cores
+With MINICNN_TF32=1 in the environment convolutions and their gradients run on tensor cores
 (sm_80 and later), which round their factors to TF32: 10 bits behind the point, errors around 1e-3.
 """
 
@@ -46,7 +46,7 @@ __all__ = [  # the ops; what follows them is there for layers, losses and optimi
 ]
 
 LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
-ROWS = 128  # pixels (in conv_dw: rows of dw) per block, as in tile.cu
+ROWS = 128  # pixels (in convolve_dw: rows of dw) per block, as in tile.cu
 TENSOR_CORES = 80  # the first architecture whose tensor cores know TF32
 PIXELS_PER_THREAD = 64  # in sums over the pixels
 DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
@@ -211,7 +211,7 @@ def _adjoint(
 def _weight_gradient(
     x: Array, skip: Array | None, dy: Array, K: int, stride: int, pad: Pad
 ) -> Array:
-    """What `minicnn.ops.conv2d_dw` computes, of [x, skip]: conv_dw.cu, its parts added up."""
+    """What `minicnn.ops.conv2d_dw` computes, of [x, skip]: convolve_dw.cu, its parts added up."""
     s = _describe(x, skip, K, stride, pad, dy.shape)
     N, OH, _, F = dy.shape
     C = int(s["C"] + s["D"])
@@ -220,7 +220,12 @@ def _weight_gradient(
     rows = _blocks(N * OH, max(1, DW_BLOCKS // (tiles[0] * tiles[1])))  # image rows per part
     parts = cupy.empty((_blocks(N * OH, rows), K, K, C, F), np.float32)
     grid = (*tiles, len(parts))
-    launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), x, skip, dy, parts, rows, s)
+    arguments = (x, skip, dy, parts, rows, s)
+    if tf32 and variant != "any":
+        _check_tensor_cores()
+        launch("conv_dw_tf32", f"conv_dw_tf32_{variant}", grid, (threads,), *arguments)
+    else:
+        launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), *arguments)
     return _sum_parts(parts)
 
 

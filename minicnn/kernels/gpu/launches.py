@@ -17,8 +17,9 @@ import numpy as np
 CUDA = Path(__file__).parents[1] / "cuda"
 FILES = {  # what each module of kernels is made of
     "conv": ("tile", "windows", "convolve", "conv"),
-    "conv_tf32": ("tile", "windows", "convolve", "conv_tf32"),
-    "conv_dw": ("tile", "windows", "conv_dw"),
+    "conv_tf32": ("tile", "tensor_tile", "windows", "convolve", "conv_tf32"),
+    "conv_dw": ("tile", "windows", "convolve_dw", "conv_dw"),
+    "conv_dw_tf32": ("tile", "tensor_tile", "windows", "convolve_dw", "conv_dw_tf32"),
     "norm": ("norm",),
     "pool": ("pool",),
     "loss": ("loss",),
