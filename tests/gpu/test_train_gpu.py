@@ -1,13 +1,15 @@
-"""`python -m segment.train --device gpu`, with the stand-in for the GPU: the same training."""
+"""`python -m segment.train --device gpu` gives the training of the CPU, and predict its masks."""
 
 import csv
 import functools
 
 import numpy as np
 import pytest
+import rasterio
 
 from minicnn.checkpoint import load
 from segment.errors import InputError
+from segment.predict import command as predict
 from segment.synthetic.scenes import write_scenes
 from segment.train import command, trainer
 
@@ -62,7 +64,8 @@ def test_the_gpu_gives_the_loss_curve_of_the_cpu(train, xp):
         assert xp.counts["launch adam"] == 2 * 2
 
 
-def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(train, xp, monkeypatch):
+@pytest.mark.parametrize("first, then", [("cpu", "gpu"), ("gpu", "cpu")])
+def test_a_run_begun_on_one_goes_on_on_the_other(first, then, train, xp, monkeypatch):
     whole, _ = train("cpu", out="whole")
     fit = trainer.Trainer.finish_epoch
 
@@ -72,11 +75,24 @@ def test_a_run_begun_on_the_cpu_goes_on_on_the_gpu(train, xp, monkeypatch):
 
     monkeypatch.setattr(trainer.Trainer, "finish_epoch", stop_after_one)
     with pytest.raises(KeyboardInterrupt):
-        train("cpu", out="moved")
+        train(first, out="moved")
     monkeypatch.setattr(trainer.Trainer, "finish_epoch", fit)
-    moved, _ = train("gpu", "--resume", out="moved")
-    assert moved[0]["train_loss"] == whole[0]["train_loss"]
-    assert float(moved[1]["train_loss"]) == pytest.approx(float(whole[1]["train_loss"]), rel=2e-3)
+    moved, _ = train(then, "--resume", out="moved")
+    for mine, other in zip(moved, whole, strict=True):
+        assert float(mine["train_loss"]) == pytest.approx(float(other["train_loss"]), rel=2e-3)
+
+
+def test_a_scene_is_predicted_as_on_the_cpu(train, xp, data, tmp_path):
+    train("cpu", epochs=1)
+    scene, found = next((data / "images").iterdir()), []
+    for device in ("cpu", "gpu"):
+        out = tmp_path / f"{device}.tif"
+        options = ["--model", tmp_path / "cpu", "--out", out, "--format", "probability"]
+        predict.main([str(o) for o in (scene, *options, "--device", device)])
+        with rasterio.open(out) as source:
+            found.append(source.read().astype(float))
+    assert np.ptp(found[0]) > 0
+    np.testing.assert_allclose(found[1], found[0], atol=1e-3 * max(1, found[0].max()))
 
 
 def test_a_batch_too_large_gives_the_size_that_fits(train, stand_in, monkeypatch):
