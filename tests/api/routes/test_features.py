@@ -1,10 +1,10 @@
 """What OGC API Features and STAC clients expect, asked by one of them."""
 
-import pystac_client
 import pytest
 from rasterio.transform import Affine
 from serving import PLACE, scene
 
+pystac_client = pytest.importorskip("pystac_client")
 EAST = {**PLACE, "transform": Affine(0.3, 0, 600_000, 0, -0.3, 5_300_000)}  # 100 km further
 
 
