@@ -169,6 +169,7 @@ def test_sheets_have_stubs_and_no_solutions(oracle, tmp_path):
     for path in NOTEBOOKS:
         sheet = tmp_path / path.name
         assert tagged(sheet, "solution") == []
+        assert "_solution" not in "".join("".join(cell["source"]) for cell in cells(sheet))
         assert len(tagged(sheet, "exercise")) == len(tagged(path, "exercise"))
         assert len(cells(sheet)) == len(cells(path)) - len(tagged(path, "solution"))
 
