@@ -97,7 +97,7 @@ def test_a_scene_is_predicted_as_on_the_cpu(train, xp, data, tmp_path):
 
 def test_a_batch_too_large_gives_the_size_that_fits(train, stand_in, monkeypatch):
     monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (8 << 20))
-    with pytest.raises(InputError, match=r"a batch of 2 tiles takes .* not even one tile fits"):
+    with pytest.raises(InputError, match=r"a batch of 2 crops takes .* not even one crop fits"):
         train("gpu")
 
 
@@ -110,10 +110,10 @@ def test_auto_takes_what_fits(data, tmp_path, stand_in, monkeypatch):
 
     monkeypatch.setattr(command, "_trainer", stop)
     options = ["--data", data, "--cache", tmp_path, "--device", "gpu", "--batch-size", "auto"]
-    for gigabytes, batch in ((1, 10), (2, 22), (16, 32)):
-        monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (gigabytes << 30))
+    for megabytes, batch in ((256, 7), (512, 19), (16_384, 32)):
+        monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (megabytes << 20))
         with pytest.raises(Stopped, match=f"^{batch}$"):
             command.main([*map(str, options), "--out", str(tmp_path / str(batch))])
     monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (1 << 20))
-    with pytest.raises(InputError, match="not even one tile fits"):
+    with pytest.raises(InputError, match="not even one crop fits"):
         command.main([*map(str, options), "--out", str(tmp_path / "none")])
