@@ -17,6 +17,7 @@ def template_for_moto():
     text = stack.TEMPLATE.read_text()
     for pattern, moto in (
         (r"  BucketPolicy:\n(    .*\n|\n)+", ""),
+        (r"  (ReadOthers|S3Endpoint|Budget):.*\n(    .*\n|\n)+", ""),  # it makes them unasked
         (r"(      Type: MANAGED\n)", r"\1      ServiceRole: !GetAtt InstanceRole.Arn\n"),
         (r"!Ref ((Cpu|Gpu)InstanceTypes)\n", r"!Split [',', !Ref \1]\n"),
     ):

@@ -153,6 +153,22 @@ def test_a_planted_error_is_found(right, wrong, check):
     assert check(TEMPLATE.replace(right, wrong))
 
 
+def test_what_is_not_asked_for_is_not_made():
+    """Others' buckets, the endpoint and the budget: each only where its parameter is set."""
+    document = decode(TEMPLATE)
+    for name, condition in {
+        "ReadOthers": "ReadsOthers",
+        "S3Endpoint": "HasEndpoint",
+        "Budget": "HasBudget",
+    }.items():
+        assert document["Resources"][name]["Condition"] == condition
+    (policy,) = of_type(TEMPLATE, "AWS::IAM::Policy").values()
+    (statement,) = policy["PolicyDocument"]["Statement"]
+    assert set(statement["Action"]) == {"s3:GetObject", "s3:ListBucket"}  # and writes nothing
+    empty = ("ReadBuckets", "RouteTables", "BudgetEmail")
+    assert all(document["Parameters"][name]["Default"] == "" for name in empty)
+
+
 def test_the_template_is_in_the_package_and_small_enough_to_send():
     assert stack.TEMPLATE.parent == Path(stack.__file__).parent
     assert len(TEMPLATE) < 51_200  # CloudFormation's limit for a template in a request
