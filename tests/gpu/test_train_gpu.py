@@ -61,7 +61,7 @@ def test_the_gpu_gives_the_loss_curve_of_the_cpu(train, xp):
         if name.startswith("net."):
             # As a whole: a ReLU that rounding opens moves single weights, the more with Muon.
             off = np.linalg.norm(gpu_arrays[name] - array)
-            assert off <= 0.1 * np.linalg.norm(array) + 3e-3 * array.size**0.5, name
+            assert off <= 0.3 * np.linalg.norm(array) + 3e-3 * array.size**0.5, name
     if xp.__name__ == "strict_cupy":
         assert xp.counts["launch adam"] == 2 * 2
 
