@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-gpu test-containers serve lint size notebooks sheets docs audit
+.PHONY: train test test-gpu test-containers serve lint size notebooks weights-outputs sheets docs audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA),--pixel-size 0.6) $(ARGS)
 
@@ -39,6 +39,10 @@ size:
 
 notebooks: .venv/docs
 	$(PY) docs/notebooks/run.py $(ARGS)
+
+# What is stored of the bundled weights' answers; a test holds their card to them.
+weights-outputs: .venv/docs
+	$(PY) docs/notebooks/run.py --save docs/notebooks/11_service.ipynb
 
 sheets: .venv/docs
 	$(PY) docs/notebooks/sheets.py $(or $(OUT),sheets)
