@@ -358,7 +358,10 @@ def test_the_doctor_knows_images_and_queues(aws, account, monkeypatch, capsys):
     [
         (["train"], "--out among them"),
         (["status", "--stack", "mine"], "no stack mine in eu-central-1"),
-        (["train", "--", "--out", "runs/1"], "runs/1: s3://bucket/key was expected"),
+        (
+            ["train", "--", "--data", "s3://b/d", "--out", "runs/1"],
+            "runs/1: s3://bucket/key was expected",
+        ),
         (["train", "--", "--data", "here", "--out", "s3://b/1"], "here: s3://"),
         (["predict", "--shards", "2", "--", "a.tif", "--out", "s3://b/1"], "a.tif: s3://"),
         (["predict", "--shards", "10001", "--", *PREDICT], "10,000 jobs at most"),
