@@ -128,11 +128,15 @@ def tiff_headers(folder):
     for bands in (0, 2, 255, 65_535):
         yield "bands", changed(t277=(short, 1, bands))
     for bits in (0, 1, 7, 12, 16, 64, 65_535):
-        yield "bits", changed(t258=(short, 1, bits))
+        yield "bits", changed(t258=(short, 1, bits)), bits == 1  # it has a palette
     for compression in (0, 2, 5, 6, 7, 8, 34_712, 34_887, 34_925, 50_000, 50_001, 65_535):
         yield "compression", changed(t259=(short, 1, compression))
     for photometric in (0, 2, 3, 5, 6, 8, 32_803, 65_535):
-        yield "photometric", changed(t262=(short, 1, photometric))
+        yield (
+            "photometric",
+            changed(t262=(short, 1, photometric)),
+            photometric in (0, 3),
+        )  # likewise
     for place in (0, 7, 10**6, 2**32 - 1):
         yield "strip-offset", changed(t273=(long, 1, place))
         yield "strip-bytes", changed(t279=(long, 1, place))
@@ -197,7 +201,7 @@ def formats(folder):
         yield "bands", scene_of(np.zeros((32, 32, bands), np.uint8))
     yield "many-bands", scene_of(np.zeros((4, 4, 2000), np.uint8))
     yield "cmyk", cmyk_jpeg(folder)  # GDAL would turn it into some RGB
-    yield "palette", palette_png(folder)
+    yield "palette", palette_png(folder), True
     yield "one-pixel", scene(1, 1), True
     yield "one-row", scene(1, 3000), True
     yield "one-column", scene(3000, 1), True
