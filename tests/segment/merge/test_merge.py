@@ -1,6 +1,7 @@
 """Many processes' masks as one map: what one would have found, no building cut or doubled."""
 
 import json
+from dataclasses import asdict
 
 import numpy as np
 import pytest
@@ -16,11 +17,13 @@ from segment.data.rasters import shifted
 from segment.errors import InputError
 from segment.geo import buildings as buildings_of
 from segment.geo import footprints
+from segment.geo.separate import TOGETHER
 from segment.merge import command as merge
 from segment.merge import mosaic
 from segment.predict import blending
 from segment.predict import command as predict
 from segment.predict.scene import predict_scene
+from segment.predict.shards import Piece, Plan, Source
 
 shapely = pytest.importorskip("shapely")
 geopandas = pytest.importorskip("geopandas")
@@ -180,6 +183,78 @@ def test_what_is_not_valid_hides_nothing_and_gaps_are_not_known(tmp_path, model)
             np.testing.assert_array_equal(found.read(1), expected)
             np.testing.assert_array_equal(found.dataset_mask(), expected)
     assert len(buildings(tmp_path / "out/footprints.parquet")) == 2
+
+
+SPELLINGS = {
+    "EPSG": CRS.from_epsg(25832),
+    "ESRI": CRS.from_wkt(CRS.from_epsg(25832).to_wkt(version="WKT1_ESRI")),
+    "compound": CRS.from_user_input("EPSG:25832+7837"),
+}
+
+
+@pytest.mark.parametrize("aside", [0.0, 0.04])  # pixels, of every other scene
+def test_neighbours_a_hair_off_the_grid_are_one_map(tmp_path, model, caplog, aside):
+    """Eight scenes of 20 cm in a row, corners in whole millimetres, the CRS spelled in three ways.
+
+    A building lies across each of the 7 borders, and one at either end: 9, each counted once.
+    """
+    pixels = np.zeros((3, 30, 40), np.uint8)
+    pixels[0, 10:20, :8] = pixels[0, 10:20, -8:] = 200
+    (tmp_path / "in").mkdir()
+    for number, crs in zip(range(8), [*SPELLINGS.values()] * 3, strict=False):
+        left = 500_000.037 + 0.2 * (40 * number + aside * (number % 2))
+        place = rasterio.Affine(0.2, 0, left, 0, -0.2, 5_400_000)
+        write(tmp_path / "in" / f"town{number + 1}.tif", pixels, crs=crs, transform=place)
+    predict_shards([tmp_path / "in"], tmp_path / "out", 1, [0])
+    merge.main([str(tmp_path / "out"), "--no-separate"])
+    assert "grids" not in caplog.text
+    areas = sorted(buildings(tmp_path / "out/footprints.parquet").values())
+    assert len(areas) == 9
+    # UTM's scale on its central meridian is 0.9996: 0.2 m of the map are 0.20008 m of ground
+    assert areas == pytest.approx([80 * 0.04 / 0.9996**2] * 2 + [160 * 0.04 / 0.9996**2] * 7, 1e-3)
+    with rasterio.open(tmp_path / "out/mosaic.vrt") as found:
+        assert found.shape == (30, 320)
+        np.testing.assert_array_equal(found.read(1)[15] == 255, np.tile(pixels[0, 15] > 0, 8))
+
+
+def grids_of(*scenes):
+    """How many mosaics come of scenes of 40 x 30 pixels, told by (CRS, transform)."""
+    told = {"pixel_size": None} | asdict(TOGETHER)
+    sources = tuple(
+        Source(f"{i}.tif", None, 30, 40, crs.to_wkt(), tuple(place)[:6])
+        for i, (crs, place) in enumerate(scenes)
+    )
+    pieces = tuple(Piece(f"{i}.tif", i, 0, 0, 30, 40) for i in range(len(scenes)))
+    request = {"shards": 1, "separation": told}
+    return len(mosaic.mosaics(Plan(request, sources, pieces)))
+
+
+@given(
+    st.integers(0, 199),
+    st.sampled_from([0.2, 0.3, 0.075, 1 / 3]),
+    st.lists(st.integers(-(10**5), 10**5), min_size=1, max_size=6),
+    st.floats(-0.049, 0.049),
+)
+def test_one_grid_is_told_by_a_tolerance_and_not_by_bins(millimetres, side, steps, off):
+    """Wherever the first corner lies: whole pixels away, give or take a twentieth, is one grid."""
+
+    def place(step, off=0.0):
+        left = 500_000 + millimetres / 1000 + side * (step + off)
+        return rasterio.Affine(side, 0, left, 0, -side, 5_400_000 + millimetres / 1000)
+
+    crs = SPELLINGS["EPSG"]
+    first, others = (crs, place(0)), [(crs, place(step, off)) for step in steps]
+    assert grids_of(first, *others) == 1
+    assert grids_of(first, (crs, place(steps[0], 0.1 + off))) == 2
+
+
+def test_crss_of_one_grid_compare_by_meaning():
+    place = rasterio.Affine(0.2, 0, 500_000, 0, -0.2, 5_400_000)
+    for one in SPELLINGS.values():
+        for other in SPELLINGS.values():
+            assert grids_of((one, place), (other, place)) == 1
+        assert grids_of((one, place), (CRS.from_epsg(25833), place)) == 2
+        assert grids_of((one, place), (CRS.from_epsg(32632), place)) == 2  # another datum
 
 
 def test_other_grids_are_other_mosaics_and_said_to_be(tmp_path, model, caplog, capsys):
