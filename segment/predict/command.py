@@ -286,13 +286,13 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         if options.format == "probability":
             write_bands(bands, path, dataset, None, tags)
         elif options.format == "tif" and separate:
-            write_parted(bands, path, dataset, threshold, how)
+            write_parted(bands, path, dataset, threshold, how, tags)
         elif options.format == "tif" and options.min_area:
             write_large(bands, path, dataset, threshold, options.min_area / (size or 1) ** 2, tags)
         elif options.format == "tif":
             write_bands(bands, path, dataset, threshold, tags)
         elif options.format == "instances":
-            write_instances(bands, path, dataset, threshold, how)
+            write_instances(bands, path, dataset, threshold, how, tags)
         elif options.format == "png":
             _picture(bands, path, threshold, how if separate else None)
         else:

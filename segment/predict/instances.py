@@ -1,14 +1,14 @@
 """The buildings of a whole scene, one by one: its marks are kept on the disk, not in memory."""
 
 import tempfile
-from collections.abc import Iterable, Iterator
+from collections.abc import Iterable, Iterator, Mapping
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.data.rasters import Window, write_raster
+from segment.data.rasters import Window, write_cog
 from segment.errors import InputError
 from segment.geo.buildings import Buildings, all_buildings
 from segment.geo.separate import Separation
@@ -27,36 +27,41 @@ def marks_of(bands: Iterable[Band], shape: tuple[int, int], threshold: float) ->
     return marks
 
 
+Tags = Mapping[str, str]
+
+
 def write_instances(
-    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation
+    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation, tags: Tags
 ) -> None:
-    """Write whose each pixel is, as a GeoTIFF of 32 bits: a building's id, 0 where none's."""
+    """Write whose each pixel is, as a GeoTIFF of 32 bits: a building's id, 0 where none's.
+
+    It has overviews and the `tags`, as masks have.
+    """
     if dataset.width * dataset.height >= 2**32:
         raise InputError(
             f"{dataset.name} has {dataset.width * dataset.height:,} pixels, and ids of 32 bits "
             "reach for fewer: predict with --shards, or ask for outlines"
         )
-    _write(bands, path, dataset, threshold, how, "uint32")
+    with write_cog(path, mask_profile(dataset, "uint32"), tags) as out:
+        _draw(bands, out, dataset, threshold, how)
 
 
 def write_parted(
-    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation
+    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation, tags: Tags
 ) -> None:
-    """Write a mask, 0 and 255, with a line of 0 between buildings that touch."""
-    _write(bands, path, dataset, threshold, how, "uint8")
+    """Write a mask, 0 and 255, with a line of 0 between buildings that touch; tags as above."""
+    with write_cog(path, mask_profile(dataset, "uint8"), tags) as out:
+        _draw(bands, out, dataset, threshold, how)
 
 
-def _write(
-    bands: Iterable[Band], path: Path, dataset: Any, limit: float, how: Separation, dtype: str
-) -> None:
-    with write_raster(path, mask_profile(dataset, dtype)) as out:
-        mark = marks_of(_noting_validity(bands, out), dataset.shape, limit)
-        found = all_buildings(mark, how)
-        for row in range(0, dataset.height, STRIP):
-            rows = slice(row, min(row + STRIP, dataset.height))
-            draw = found.numbers if dtype == "uint32" else found.parted
-            window = Window(0, row, dataset.width, rows.stop - row)
-            out.write(draw(rows, dataset.width), 1, window=window)
+def _draw(bands: Iterable[Band], out: Any, dataset: Any, limit: float, how: Separation) -> None:
+    """Draw ids where the raster is of 32 bits, else the mask."""
+    found = all_buildings(marks_of(_noting_validity(bands, out), dataset.shape, limit), how)
+    draw = found.numbers if out.dtypes[0] == "uint32" else found.parted
+    for row in range(0, dataset.height, STRIP):
+        rows = slice(row, min(row + STRIP, dataset.height))
+        window = Window(0, row, dataset.width, rows.stop - row)
+        out.write(draw(rows, dataset.width), 1, window=window)
 
 
 def _noting_validity(bands: Iterable[Band], out: Any) -> Iterator[Band]:

@@ -100,4 +100,4 @@ def test_ids_that_do_not_fit_are_refused(tmp_path, model):
 
     huge = SimpleNamespace(name="huge.tif", width=70_000, height=70_000)
     with pytest.raises(InputError, match=r"huge\.tif has 4,900,000,000 pixels"):
-        write_instances([], tmp_path / "a.tif", huge, 0.5, Separation())
+        write_instances([], tmp_path / "a.tif", huge, 0.5, Separation(), {})

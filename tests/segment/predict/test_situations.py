@@ -6,6 +6,7 @@ pixel; GDAL and Pillow wrote the files.
 
 import json
 import os
+import re
 import subprocess
 import sys
 from pathlib import Path
@@ -374,20 +375,28 @@ def test_min_area_drops_small_buildings_from_a_mask(tmp_path, model, scene):
     assert ((read(path)[0] == 255) == kept).all()
 
 
-def test_a_mask_says_how_it_came_about_and_has_overviews(tmp_path, model):
+@pytest.mark.parametrize(
+    "options", [[], ["--separate"], ["--min-area", "1"], ["--format", "instances"]]
+)
+def test_a_mask_says_how_it_came_about_and_has_overviews(tmp_path, model, options):
     big = np.zeros((3, 1100, 1300), np.uint8)
     big[0, 200:700, 300:900] = 255
     scene, path = write(tmp_path / "s.tif", big, **UTM), tmp_path / "m.tif"
-    main([str(scene), "--model", model, "--out", str(path), "--threshold", "0.25"])
+    main([str(scene), "--model", model, "--out", str(path), "--threshold", "0.25", *options])
+    ids = "instances" in options
     with rasterio.open(path) as mask:
         tags = mask.tags()
         assert tags["MINICNN_THRESHOLD"] == "0.25" and tags["MINICNN_MODEL"].startswith("red.safe")
-        assert (
-            tags["TIFFTAG_SOFTWARE"].startswith("minicnn ") and len(tags["TIFFTAG_DATETIME"]) == 19
-        )
+        assert tags["TIFFTAG_SOFTWARE"].startswith("minicnn ")
+        assert re.fullmatch(r"\d{4}:\d\d:\d\d \d\d:\d\d:\d\d", tags["TIFFTAG_DATETIME"])
         assert mask.overviews(1) and mask.tags(ns="IMAGE_STRUCTURE")["LAYOUT"] == "COG"
-        assert mask.colorinterp[0] == C.palette and mask.colormap(1)[255][:3] != (0, 0, 0)
-        assert set(np.unique(mask.read(1, out_shape=(138, 163)))) == {0, 255}
+        whole, small = mask.read(1), mask.read(1, out_shape=(138, 163))
+        assert ((whole != 0) == (big[0] != 0)).all() and mask.dataset_mask().all()
+        # An eighth of the size is read from an overview: ids are not to be averaged there either.
+        assert set(np.unique(small)) == set(np.unique(whole)) and len(np.unique(whole)) == 2
+        if not ids:
+            assert mask.colorinterp[0] == C.palette and mask.colormap(1)[255][:3] != (0, 0, 0)
+            assert whole.max() == 255
 
 
 def test_control_points_are_kept_and_place_outlines(tmp_path, model):
