@@ -7,6 +7,7 @@ GDAL open another one; with more where the file is the user's own.
 import logging
 import re
 import shutil
+import struct
 import tempfile
 import time
 import warnings
@@ -55,6 +56,8 @@ _STRICT = {
 }
 SIDECARS = (".aux.xml", ".msk")  # what GDAL reads beside a picture: its place, its mask
 WORLD_FILES = (".tfw", ".jgw", ".pgw", ".wld")
+_ORIENTATION = 274  # a TIFF's tag, and EXIF's
+_MOST_TAGS = 4096  # of a TIFF's directory: real ones have some twenty
 _PNG_END = b"IEND\xaeB`\x82"
 _PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 
@@ -81,13 +84,44 @@ def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReade
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
-            if dataset.tags().get("EXIF_Orientation", "1") not in ("0", "1"):
+            if _is_turned(path, dataset):
                 raise InputError(
                     f"{path} is to be turned before it is shown (EXIF orientation): save it upright"
                 )
             if dataset.count == 0:
                 raise InputError(f"{path} holds no picture, or several: one was expected")
             yield dataset
+
+
+def _is_turned(path: AnyPath, dataset: DatasetReader) -> bool:
+    """Whether the file says that its rows and columns are not those to show.
+
+    Of a GeoTIFF its place says that, and programs heed nothing else.
+    """
+    if dataset.driver == "GTiff":
+        placed = not dataset.transform.is_identity or bool(dataset.gcps[0])
+        return not placed and _tiff_orientation(path) not in (0, 1)
+    return dataset.tags().get("EXIF_Orientation", "1") not in ("0", "1")
+
+
+def _tiff_orientation(path: AnyPath) -> int:
+    """The orientation of a TIFF's first picture, 1 where it says nothing: GDAL doesn't tell.
+
+    A directory of entries of tag, type, count and value: TIFF 6.0, section 2; BigTIFF has the same
+    in wider fields.
+    """
+    start = part(path, 0, 16)
+    order, big = "<" if start[:2] == b"II" else ">", 43 in start[2:4]
+    at, number, entry = ("Q", "Q", "HHQ8s") if big else ("I", "H", "HHI4s")
+    (first,) = struct.unpack_from(order + at, start, 8 if big else 4)
+    (count,) = struct.unpack(order + number, part(path, first, struct.calcsize(order + number)))
+    size = struct.calcsize(order + entry)
+    table = part(path, first + struct.calcsize(order + number), size * min(count, _MOST_TAGS))
+    whole = table[: len(table) // size * size]
+    for tag, _, _, value in struct.iter_unpack(order + entry, whole):
+        if tag == _ORIENTATION:
+            return int(struct.unpack_from(order + "H", value)[0])
+    return 1
 
 
 @contextmanager

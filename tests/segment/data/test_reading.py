@@ -13,6 +13,8 @@ from segment.data.reading import Reading, look, read_pixels
 from segment.errors import InputError
 from tests.segment.pictures import UTM, photograph, write_picture
 
+image = pytest.importorskip("PIL.Image")
+
 RGB = [C.red, C.green, C.blue]
 
 
@@ -218,3 +220,37 @@ def test_the_sentence_names_the_way_out(tmp_path):
     path = write_picture(tmp_path / "wide.tif", photograph(30, 30).astype(np.uint16))
     with pytest.raises(InputError, match=r"wide\.tif holds uint16.*--value-range auto"):
         read(path)
+
+
+# ---------------------------------------------------------------- which way is up
+
+
+@pytest.mark.parametrize("big", [False, True])
+@pytest.mark.parametrize("mode, start", [("RGB", b"II"), ("I;16B", b"MM")])
+@pytest.mark.parametrize("orientation", [None, 1, 2, 3, 4, 5, 6, 7, 8])
+def test_a_tiff_that_is_to_be_turned_is_refused(tmp_path, big, mode, start, orientation):
+    """As a JPEG is; GDAL gives its pixels as they are stored, which is another picture."""
+    path, tags = tmp_path / "scan.tif", {} if orientation is None else {274: orientation}
+    image.new(mode, (30, 20)).save(path, tiffinfo=tags, big_tiff=big)
+    assert path.read_bytes()[:2] == start and (43 in path.read_bytes()[2:4]) == big
+    if orientation in (None, 1):
+        with open_raster(path) as file:
+            assert file.shape == (20, 30)
+    else:
+        with pytest.raises(InputError, match=r"scan\.tif is to be turned before it is shown"):
+            read(path)
+
+
+def test_the_place_of_a_geotiff_goes_before_its_orientation(tmp_path):
+    """Its transform says where each pixel lies: GIS programs heed nothing else."""
+    picture = photograph(20, 30)
+    path = write(tmp_path / "scene.tif", np.moveaxis(picture, -1, 0), RGB)
+    with image.open(path) as file:
+        tags = file.tag_v2
+        tags[274] = 4
+        image.fromarray(picture).save(path, tiffinfo=tags)
+    with rasterio.open(path) as file:
+        assert file.transform == UTM["transform"]
+    with image.open(path) as file:
+        assert file.tag_v2[274] == 4
+    np.testing.assert_array_equal(read(path)[0], picture)
