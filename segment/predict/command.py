@@ -353,13 +353,14 @@ def _predict_shard(options: argparse.Namespace) -> None:
     model = load_model(options.model)
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
-    plan = _plan(options, out, model)
+    faulty: list[InputError] = []
+    plan = _plan(options, out, model, faulty)
     index = shards.own_index() if options.shard is None else options.shard
     if index is None:
         print(f"{out / shards.MANIFEST}: {len(plan.pieces)} masks in {plan.shards} shards")
+        _complain(faulty, "scenes can't be opened")
         return
     model = model.to(choose_device(options.device))
-    faulty: list[InputError] = []
     for piece in plan.of(index):
         path = out / shards.MASKS / piece.name
         try:
@@ -369,11 +370,16 @@ def _predict_shard(options: argparse.Namespace) -> None:
             print(path)
         except InputError as error:
             faulty.append(error)
-    _complain(faulty, "masks could not be made")
+    _complain(faulty, "scenes or masks could not be done")
 
 
-def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Plan:
-    """The plan in the folder, if it is of this request; made where there is none."""
+def _plan(
+    options: argparse.Namespace, out: AnyPath, model: Model, faulty: list[InputError]
+) -> shards.Plan:
+    """The plan in the folder, if it is of this request; made where there is none.
+
+    What is wrong with scenes that a new plan leaves out goes into `faulty`.
+    """
     threshold = model.info.threshold if options.threshold is None else options.threshold
     request = {
         "inputs": options.scenes,
@@ -392,7 +398,10 @@ def _plan(options: argparse.Namespace, out: AnyPath, model: Model) -> shards.Pla
         shards.check_request(out, plan, request)
         return plan
     check_overlap(options.overlap)
-    plan = shards.plan_of(request, find_scenes(options.scenes, False), model.net.multiple)
+    found = find_scenes(options.scenes, labelled=False, faulty=faulty)
+    if not found:
+        _complain(faulty, "scenes can't be opened")
+    plan = shards.plan_of(request, found, model.net.multiple, faulty)
     shards.write_plan(out, plan)
     return plan
 

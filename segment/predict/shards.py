@@ -7,6 +7,7 @@ appears under its name whole or not at all, and carries the plan's digest: what 
 
 import hashlib
 import json
+import logging
 import os
 from collections import Counter
 from collections.abc import Iterator, Sequence
@@ -33,6 +34,9 @@ FEW = 4  # windows along a block's side: smaller ones cost so much more that wor
 UNEVEN = 1.15  # the largest shard's work may be so many times the mean's
 # Where a process that was started as one of many finds which: AWS Batch, MPICH, Open MPI.
 INDEX = ("AWS_BATCH_JOB_ARRAY_INDEX", "PMI_RANK", "OMPI_COMM_WORLD_RANK")
+
+
+log = logging.getLogger(__name__)
 
 
 @dataclass(frozen=True)
@@ -74,11 +78,13 @@ class Plan:
     request: what was asked for, comparable before any scene is opened: `inputs` as they were named,
     the `model`'s SHA-256 and `name`, `threshold`, `separation` (and its pixel size in metres),
     `overlap`, `pixel_size`, `reading`, `views`, and the number of `shards`.
+    left_out: a sentence about each scene that could not be opened, and has no blocks.
     """
 
     request: dict[str, Any]
     scenes: tuple[Source, ...]
     pieces: tuple[Piece, ...]
+    left_out: tuple[str, ...] = ()
 
     @property
     def shards(self) -> int:
@@ -128,15 +134,23 @@ class Plan:
         for scene in scenes:
             scene["crs"] = known.index(scene["crs"]) if scene["crs"] else None
         pieces = [list(asdict(piece).values()) for piece in self.pieces]
-        return {"request": self.request, "crs": known, "scenes": scenes, "pieces": pieces}
+        plan = {"request": self.request, "crs": known, "scenes": scenes, "pieces": pieces}
+        return plan | ({"left_out": list(self.left_out)} if self.left_out else {})
 
 
-def plan_of(request: dict[str, Any], scenes: Sequence[Scene], multiple: int) -> Plan:
+def plan_of(
+    request: dict[str, Any],
+    scenes: Sequence[Scene],
+    multiple: int,
+    faulty: Sequence[InputError] = (),
+) -> Plan:
     """Cut the scenes into blocks: as large as `BLOCK`, smaller where shards would differ in work.
 
     Blocks lie on the grid of blended windows, so one costs little more than its share of the scene.
-    Raises InputError where two scenes would give one file.
+    `faulty` is what is wrong with scenes that are left out. Raises InputError where two scenes
+    would give one file.
     """
+    left_out = tuple(map(str, faulty))
     stems = Counter(scene.stem for scene in scenes)
     for scene in scenes:
         if stems[scene.stem] > 1:
@@ -148,7 +162,7 @@ def plan_of(request: dict[str, Any], scenes: Sequence[Scene], multiple: int) -> 
             for index, (scene, source) in enumerate(zip(scenes, sources, strict=True))
             for piece in _pieces(index, scene.stem, source, request["overlap"], multiple, side)
         ]
-        plan = Plan(request, sources, tuple(pieces))
+        plan = Plan(request, sources, tuple(pieces), left_out)
         enough = len(pieces) >= plan.shards
         if enough and (plan.uneven <= UNEVEN or side <= FEW):
             break
@@ -196,9 +210,13 @@ def read_plan(out: AnyPath) -> Plan:
             Source(**scene | {"crs": None if scene["crs"] is None else found["crs"][scene["crs"]]})
             for scene in found["scenes"]
         )
-        return Plan(found["request"], scenes, tuple(Piece(*piece) for piece in found["pieces"]))
+        pieces = tuple(Piece(*piece) for piece in found["pieces"])
+        plan = Plan(found["request"], scenes, pieces, tuple(found.get("left_out", ())))
     except (KeyError, TypeError, IndexError) as error:
         raise InputError(f"{path}: expected the plan of a sharded prediction") from error
+    for sentence in plan.left_out:
+        log.warning("left out of the plan: %s", sentence)
+    return plan
 
 
 def check_request(out: AnyPath, plan: Plan, request: dict[str, Any]) -> None:

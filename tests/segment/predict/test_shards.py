@@ -17,6 +17,7 @@ from test_blending import network
 from test_predict import UTM, photograph, write
 
 from segment.errors import InputError
+from segment.merge import command as merge
 from segment.model import ModelInfo
 from segment.predict import blending, shards
 from segment.predict import command as predict
@@ -82,6 +83,46 @@ def test_the_plan_is_made_without_an_index_and_holds_all_masks(tmp_path, model, 
     assert (covered == 1).all()
     main([str(scene), "--out", str(tmp_path / "again"), "--shards", "4"])
     assert files(tmp_path / "again") == files(out)
+
+
+def test_a_scene_that_cannot_be_opened_is_named_and_the_others_are_done(
+    tmp_path, model, scene, capsys, caplog
+):
+    whole = scene.read_bytes()
+    (tmp_path / "in").mkdir()
+    scene.rename(tmp_path / "in/town1.tif")
+    (tmp_path / "in/broken2.tif").write_bytes(whole[:100])
+    (tmp_path / "in/text3.tif").write_text("no picture")
+    out, arguments = tmp_path / "out", [str(tmp_path / "in"), "--shards", "2"]
+    with pytest.raises(InputError, match="2 scenes can't be opened, as said above"):
+        main([*arguments, "--out", str(out)])
+    told = capsys.readouterr()
+    assert told.out == f"{out}/manifest.json: 2 masks in 2 shards\n"
+    assert "broken2.tif is cut off" in told.err and "text3.tif is empty or no picture" in told.err
+    plan = json.loads((out / "manifest.json").read_text())
+    assert [Path(scene["image"]).name for scene in plan["scenes"]] == ["town1.tif"]
+    assert len(plan["left_out"]) == 2
+    for index in "01":  # the plan is there: whoever goes on with it is told what it lacks
+        caplog.clear()
+        main([*arguments, "--out", str(out), "--shard", index])
+        assert "left out of the plan" in caplog.text and "broken2.tif is cut off" in caplog.text
+    caplog.clear()
+    merge.main([str(out)])
+    assert "broken2.tif is cut off" in caplog.text and "text3.tif" in caplog.text
+    with rasterio.open(out / "mosaic.vrt") as found:
+        assert found.shape == (500, 700)
+    alone = tmp_path / "alone"  # a shard that had to make the plan does its share, then complains
+    with pytest.raises(InputError, match="2 scenes or masks could not be done"):
+        main([*arguments, "--out", str(alone), "--shard", "0"])
+    masks = {path.name: path.read_bytes() for path in (alone / "masks").iterdir()}
+    assert masks and all(files(out)[name] == content for name, content in masks.items())
+
+
+def test_a_plan_needs_a_scene_that_can_be_opened(tmp_path, model):
+    (tmp_path / "text1.tif").write_text("no picture")
+    with pytest.raises(InputError, match=r"text1\.tif is empty or no picture"):
+        main([str(tmp_path / "text1.tif"), "--out", str(tmp_path / "out"), "--shards", "2"])
+    assert not (tmp_path / "out").exists()
 
 
 @pytest.mark.parametrize("count, pieces", [(1, 1), (2, 4), (5, 9), (1000, 81)])
