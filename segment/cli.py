@@ -130,7 +130,11 @@ class _ValueRange(argparse.Action):
 
 def add_pixel_size(to: argparse.ArgumentParser) -> None:
     to.add_argument(
-        "--pixel-size", type=positive, metavar="M", help="ground resolution to work at, in metres"
+        "--pixel-size",
+        type=positive,
+        metavar="M",
+        help="ground resolution to learn at, in metres: scenes of another are resampled to it, "
+        "those that don't say are taken to have it (a CSV can say it of each)",
     )
 
 

@@ -186,7 +186,8 @@ def _parser() -> argparse.ArgumentParser:
         "--pixel-size",
         type=positive,
         metavar="M",
-        help="the data's ground resolution in metres, where the files don't say or are wrong",
+        help="the data's own ground resolution in metres, where the files don't say or are wrong; "
+        "it is resampled to the model's",
     )
     add_reading(p)
     p.add_argument(

@@ -177,7 +177,8 @@ def arguments() -> argparse.ArgumentParser:
         "--pixel-size",
         type=positive,
         metavar="M",
-        help="the scenes' ground resolution in metres, where the files don't say or are wrong",
+        help="the scenes' own ground resolution in metres, where the files don't say or are wrong; "
+        "they are resampled to the model's",
     )
     p.add_argument(
         "--crs",
