@@ -54,7 +54,15 @@ def _push(aws: Any, options: argparse.Namespace) -> None:
 def _deploy(aws: Any, options: argparse.Namespace) -> None:
     given = dict(options.set)
     given["ImageTag"] = options.tag or given.get("ImageTag") or images.release_tag()
-    stack.deploy(aws, options.stack, given, options.dry_run)
+    if options.dry_run and _no_account(aws):
+        print("no AWS account is at hand: this is what a new stack has")
+        stack.print_template()
+    else:
+        stack.deploy(aws, options.stack, given, options.dry_run)
+
+
+def _no_account(aws: Any) -> bool:
+    return aws.region_name is None or aws.get_credentials() is None
 
 
 def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = None) -> None:
@@ -67,9 +75,9 @@ def _train(aws: Any, options: argparse.Namespace, command: list[str] | None = No
     # A retried or repeated job goes on where the last one stopped.
     resume = [] if asked.resume else ["--resume"]
     full = ["train", *(command or []), *resume, "--device", options.device]
-    place = jobs.Place.of(aws, options.stack, options.device)
+    place = _place(aws, options)
     _announce(options, place, 1, full)
-    if not options.dry_run:
+    if place and not options.dry_run:
         jobs.submit(aws, place, full, f"train {asked.out[5:]}", options.hours)
 
 
@@ -88,9 +96,9 @@ def _predict(
         shards += ["--shard", "0"]
     full = ["predict", *(command or []), *shards, "--device", options.device]
     merge = ["merge", asked.out, *(merging or [])]
-    place = jobs.Place.of(aws, options.stack, options.device)
+    place = _place(aws, options)
     _announce(options, place, options.shards, full, merge)
-    if options.dry_run:
+    if options.dry_run or place is None:
         return
     title, hours, plain = asked.out[5:], options.hours, jobs.Place.of(aws, options.stack, "cpu")
     plan = None
@@ -102,13 +110,23 @@ def _predict(
     jobs.submit(aws, plain, merge, f"merge {title}", hours, after=array)
 
 
+def _place(aws: Any, options: argparse.Namespace) -> jobs.Place | None:
+    """Where the jobs go; None where a dry run has no account to ask."""
+    if options.dry_run and _no_account(aws):
+        return None
+    return jobs.Place.of(aws, options.stack, options.device)
+
+
 def _announce(
-    options: argparse.Namespace, place: jobs.Place, count: int, *commands: list[str]
+    options: argparse.Namespace, place: jobs.Place | None, count: int, *commands: list[str]
 ) -> None:
     """What will run, and what it takes at most, before anything does."""
     for command in commands:
         print(" ".join(command))
-    each, unit = (1, "GPU") if options.device == "gpu" else (place.needs["VCPU"], "vCPU")
+    if options.device == "gpu":
+        each, unit = 1.0, "GPU"
+    else:
+        each, unit = (place.needs["VCPU"], "vCPU") if place else (1.0, "machine")
     print(f"at most {count * options.hours * each:,.1f} {unit} hours an attempt")
 
 

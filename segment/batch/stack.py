@@ -1,5 +1,6 @@
 """The stack: what `template.yaml` makes of an AWS account, made and changed by CloudFormation."""
 
+import re
 import time
 import uuid
 from collections.abc import Callable, Mapping
@@ -54,6 +55,17 @@ def deploy(aws: Any, name: str, given: Mapping[str, str], dry_run: bool) -> None
         _settle(cloud, name)
     if not dry_run:
         print(f"bucket: s3://{resources(aws, name)['Bucket']}")
+
+
+def print_template() -> None:
+    """Print what a new stack has, by the template alone: no account is asked."""
+    made = TEMPLATE.read_text().partition("\nResources:\n")[2].partition("\nOutputs:\n")[0]
+    for block in re.split(r"^  (?=\w+:)", made, flags=re.MULTILINE):
+        kind = re.search(r"^    Type: (AWS::\S+)", block, re.MULTILINE)
+        condition = re.search(r"^    Condition: (\w+)", block, re.MULTILINE)
+        if kind:
+            only = f" (if {condition[1]})" if condition else ""
+            print(f"{'Add':8}{kind[1]:32}{block.partition(':')[0]}{only}")
 
 
 def _find(cloud: Any, name: str) -> Any:

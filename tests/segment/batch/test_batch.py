@@ -7,6 +7,7 @@ from fnmatch import fnmatch
 
 import boto3
 import pytest
+import yaml
 from aws import CREDENTIALS, TAG, template_for_moto
 from moto import mock_aws
 
@@ -71,6 +72,54 @@ def test_a_dry_run_prints_what_would_be_made_and_makes_nothing(elsewhere, capsys
         assert f" {name}\n" in planned
     assert elsewhere.client("cloudformation").describe_stacks()["Stacks"] == []
     assert elsewhere.client("ecr").describe_repositories()["repositories"] == []
+
+
+@pytest.fixture
+def nowhere(monkeypatch, tmp_path):
+    """A machine that knows no account and no region, where any call of AWS is a failure."""
+    for name in (*CREDENTIALS, "AWS_SESSION_TOKEN", "AWS_PROFILE", "AWS_REGION"):
+        monkeypatch.delenv(name, raising=False)
+    for name in ("AWS_CONFIG_FILE", "AWS_SHARED_CREDENTIALS_FILE"):
+        monkeypatch.setenv(name, str(tmp_path / "none"))
+    monkeypatch.setenv("AWS_EC2_METADATA_DISABLED", "true")
+
+    def called(self, operation, arguments):
+        raise AssertionError(f"AWS was asked for {operation}")
+
+    monkeypatch.setattr("botocore.client.BaseClient._make_api_call", called)
+
+
+@pytest.mark.parametrize("region", [None, "eu-central-1"])
+def test_a_dry_run_needs_no_account(nowhere, monkeypatch, capsys, region):
+    if region:
+        monkeypatch.setenv("AWS_REGION", region)
+    batch.main(["deploy", "--tag", TAG, "--dry-run"])
+    first, *listed = capsys.readouterr().out.splitlines()
+    assert first == "no AWS account is at hand: this is what a new stack has"
+    template = yaml.load(stack.TEMPLATE.read_text(), CloudFormation)["Resources"]
+    assert {tuple(line.split()[1:3]) for line in listed} == {
+        (made["Type"], name) for name, made in template.items()
+    }
+    conditional = {line.split()[2] for line in listed if "(if " in line}
+    assert conditional == {name for name, made in template.items() if "Condition" in made}
+    batch.main(["train", "--dry-run", *TRAIN[1:]])
+    said = capsys.readouterr().out
+    assert said.startswith("train --data s3://b/inria --out s3://b/runs/1 --resume --device cpu\n")
+    assert "at most 48.0 machine hours an attempt" in said
+    batch.main(["predict", "--dry-run", "--shards", "3", "--", *PREDICT])
+    assert "at most 18.0 machine hours an attempt" in capsys.readouterr().out
+
+
+def test_without_an_account_nothing_but_a_dry_run_goes(nowhere):
+    with pytest.raises(InputError, match="AWS: "):
+        batch.main(["deploy", "--tag", TAG])
+
+
+class CloudFormation(yaml.SafeLoader):
+    """Another reader of the template; what it computes (!Ref, !Sub) is not looked at."""
+
+
+CloudFormation.add_multi_constructor("!", lambda loader, suffix, node: None)
 
 
 def test_deploying_twice_changes_nothing(aws, account, capsys):
