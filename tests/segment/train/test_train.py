@@ -17,16 +17,20 @@ from minicnn.checkpoint import load
 from minicnn.losses import bce_with_logits
 from minicnn.optim import Adam
 from segment.data.reading import Reading
+from segment.data.splits import Split
+from segment.errors import InputError
 from segment.evaluate.metrics import Confusion
 from segment.evaluate.objects import PROMINENCES, SMOOTHINGS
 from segment.model import ModelInfo, normalise, save_model
 from segment.run_folder import Run
 from segment.synthetic.scenes import draw_scene, write_scenes
 from segment.train import command
-from segment.train.trainer import visits
+from segment.train.trainer import Trainer, visits
 from segment.unet import UNet
+from tests.segment.pictures import photograph, write_picture
 
 ROOT = Path(__file__).parents[3]
+LACKING = "training", "validation"
 NARROW = """
 import functools, sys
 from segment import cli
@@ -222,6 +226,38 @@ def test_a_model_goes_on_as_it_was_taught(tmp_path):
     options = ["--init", "bundled", "--pixel-size", "0.25"]
     settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
     assert (settings.init, settings.pixel_size) == ("bundled", 0.25)
+
+
+@pytest.mark.parametrize(
+    "built, said",
+    [
+        ({"train": "both", "val": "both"}, []),
+        ({"train": "both", "val": "ground"}, ["no building in the validation part"]),
+        ({"train": "ground", "val": "both"}, ["no building in the training part"]),
+        ({"train": "roof", "val": "both"}, ["no background in the training part"]),
+        ({"train": "ground", "val": "ground"}, [f"no building in the {p} part" for p in LACKING]),
+    ],
+)
+def test_labels_of_one_class_are_said_before_training(tmp_path, monkeypatch, caplog, built, said):
+    """Of the parts that are learnt and chosen by; the message comes before the first step."""
+    kinds = {"ground": (0, 0), "roof": (255, 255), "both": (0, 255)}
+    for part in ("train", "val", "test"):
+        label = np.repeat(kinds[built.get(part, "both")], 128).astype(np.uint8)
+        write_picture(tmp_path / f"in/images/{part}.png", photograph(256, 256), "PNG")
+        write_picture(tmp_path / f"in/gt/{part}.png", np.tile(label, (256, 1)), "PNG")
+    split = Split("by hand", 0, {part: [f"in/{part}"] for part in ("train", "val", "test")})
+    split.save(tmp_path / "split.json")
+
+    def stop(trainer):
+        raise InputError("the training begins")
+
+    monkeypatch.setattr(Trainer, "fit", stop)
+    options = ["--split", tmp_path / "split.json", "--cache", tmp_path / "cache"]
+    arguments = ["--data", tmp_path / "in", "--out", tmp_path / "run", *options, "--device", "cpu"]
+    with pytest.raises(InputError, match="the training begins"):
+        command.main([str(argument) for argument in arguments])
+    found = [line.getMessage() for line in caplog.records if line.name == command.__name__]
+    assert [line.partition(":")[0] for line in found] == said
 
 
 def test_the_separation_is_calibrated_on_validation(whole_run):
