@@ -38,7 +38,8 @@ class Replay(SocketUnreader):
     arrived: IO[bytes] | None = None
 
     def chunk(self, size_hint: int | None = None) -> bytes:
-        data = self.arrived.read(max(size_hint or 0, self.mxchunk)) if self.arrived else b""
+        # Never more at once: gunicorn copies what it holds at each read of a kilobyte.
+        data = self.arrived.read(self.mxchunk) if self.arrived else b""
         return data or super().chunk(size_hint)
 
     def finish(self) -> None:

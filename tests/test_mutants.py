@@ -282,15 +282,15 @@ MUTANTS = {
         "tests/segment/predict/test_views.py::test_views_are_averaged_pixel_by_pixel[4]",
     ),
     "half a building found": Mutant(
-        "segment/evaluate/examine.py",
-        "(2 * shared > area",
-        "(2 * shared >= area",
+        "segment/evaluate/objects.py",
+        "same = 2 * shared > area",
+        "same = 2 * shared >= area",
         "tests/segment/evaluate/test_examine.py::test_half_is_not_enough_and_nothing_matches_twice",
     ),
     "an outline drawn into its neighbour": Mutant(
         "segment/geo/right_angles.py",
-        "if not clash.any():",
-        "if True:",
+        "done[clash] = False",
+        "done[clash] = True",
         "tests/segment/geo/test_right_angles.py::test_nobody_is_drawn_into_a_neighbour",
     ),
 }

@@ -63,7 +63,7 @@ def test_the_gpu_gives_the_loss_curve_of_the_cpu(train, xp):
             off = np.linalg.norm(gpu_arrays[name] - array)
             assert off <= 0.3 * np.linalg.norm(array) + 3e-3 * array.size**0.5, name
     if xp.__name__ == "strict_cupy":
-        assert xp.counts["launch adam"] == 2 * 2
+        assert xp.counts["launch adam"] == int(gpu_arrays["optimizer.steps"]) > 0
 
 
 @pytest.mark.parametrize("first, then", [("cpu", "gpu"), ("gpu", "cpu")])

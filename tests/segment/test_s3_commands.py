@@ -11,6 +11,7 @@ import pytest
 from buckets import refusal
 
 from minicnn.checkpoint import load
+from segment.data.rasters import open_raster
 from segment.model import ModelInfo, load_model, save_model
 from segment.predict.scene import predict_scene
 from segment.storage import s3
@@ -159,7 +160,11 @@ def test_predicting_from_s3_to_s3(there, scenes, bucket, model, tmp_path):
     printed, _ = finish(start("predict", there / name, "--out", bucket / "mask.tif", *model_there))
     assert printed == f"{bucket}mask.tif\n"
     finish(start("predict", scenes / name, "--out", tmp_path / "mask.tif", "--model", model))
-    assert (bucket / "mask.tif").read_bytes() == (tmp_path / "mask.tif").read_bytes()
+    with open_raster(bucket / "mask.tif") as got, open_raster(tmp_path / "mask.tif") as expected:
+        assert got.profile == expected.profile
+        assert (got.read() == expected.read()).all()
+        names = {"TIFFTAG_DATETIME": "", "MINICNN_MODEL": ""}
+        assert got.tags() | names == expected.tags() | names
 
     finish(start("predict", there, "--out", f"{bucket}masks/", *model_there))
     stems = {path.stem for path in (scenes / "images").glob("*.tif")}

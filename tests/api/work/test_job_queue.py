@@ -14,7 +14,7 @@ from serving import decode, problem, scene, wait_for
 from api.gate import lock
 from api.service import build
 from api.settings import Settings
-from api.uploads import Source
+from api.uploads import Look, Source
 from segment.predict.scene import predict_scene
 
 ASYNC = {"Prefer": "respond-async"}
@@ -173,7 +173,7 @@ def test_a_large_job_lets_requests_go_first(new_server):
 def test_nothing_is_computed_for_who_has_hung_up(new_server, large):
     with new_server(SLOTS=1) as server:
         with pytest.raises(requests.Timeout):
-            server.mask(large, timeout=1)
+            server.mask(large, timeout=0.3)
         start = time.monotonic()
         assert server.mask(scene(64, 64)).ok
         wait_for(lambda: not list((server.store / "scratch").iterdir()), 10)
@@ -185,7 +185,7 @@ def test_nothing_is_computed_for_who_has_hung_up(new_server, large):
 def test_a_kill_while_a_job_waits_is_not_its_fault(model_file, tmp_path):
     """Whatever has the slot meanwhile, or kills the workers: only begun work counts."""
     jobs, source = parts(model_file, tmp_path)
-    jobs.add("a" * 32, source, None)
+    jobs.add("a" * 32, source, Look())
     with lock([jobs.predictor.gate.slots[0]]):  # held by somebody else
         for _ in range(5):
             thread = threading.Thread(target=jobs.run_waiting)
@@ -201,7 +201,7 @@ def test_a_kill_while_a_job_waits_is_not_its_fault(model_file, tmp_path):
 
 def test_a_disk_that_is_full_for_a_moment_loses_no_job(model_file, tmp_path, monkeypatch):
     jobs, source = parts(model_file, tmp_path)
-    jobs.add("a" * 32, source, None)
+    jobs.add("a" * 32, source, Look())
     whole, full = jobs.predictor._compute, [True]
 
     def compute(*arguments):
