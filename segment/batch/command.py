@@ -123,10 +123,9 @@ def _announce(
     """What will run, and what it takes at most, before anything does."""
     for command in commands:
         print(" ".join(command))
+    each, unit = (place.needs["VCPU"], "vCPU") if place else (1.0, "machine")
     if options.device == "gpu":
         each, unit = 1.0, "GPU"
-    else:
-        each, unit = (place.needs["VCPU"], "vCPU") if place else (1.0, "machine")
     print(f"at most {count * options.hours * each:,.1f} {unit} hours an attempt")
 
 

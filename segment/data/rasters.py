@@ -94,10 +94,7 @@ def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReade
 
 
 def _is_turned(path: AnyPath, dataset: DatasetReader) -> bool:
-    """Whether the file says that its rows and columns are not those to show.
-
-    Of a GeoTIFF its place says that, and programs heed nothing else.
-    """
+    """Whether its rows and columns are not those to show; of a GeoTIFF its place alone says so."""
     if dataset.driver == "GTiff":
         placed = not dataset.transform.is_identity or bool(dataset.gcps[0])
         return not placed and _tiff_orientation(path) not in (0, 1)
@@ -107,8 +104,7 @@ def _is_turned(path: AnyPath, dataset: DatasetReader) -> bool:
 def _tiff_orientation(path: AnyPath) -> int:
     """The orientation of a TIFF's first picture, 1 where it says nothing: GDAL doesn't tell.
 
-    A directory of entries of tag, type, count and value: TIFF 6.0, section 2; BigTIFF has the same
-    in wider fields.
+    Its directory: entries of tag, type, count, value (TIFF 6.0, section 2; BigTIFF has wider ones).
     """
     start = part(path, 0, 16)
     order, big = "<" if start[:2] == b"II" else ">", 43 in start[2:4]
@@ -117,8 +113,7 @@ def _tiff_orientation(path: AnyPath) -> int:
     (count,) = struct.unpack(order + number, part(path, first, struct.calcsize(order + number)))
     size = struct.calcsize(order + entry)
     table = part(path, first + struct.calcsize(order + number), size * min(count, _MOST_TAGS))
-    whole = table[: len(table) // size * size]
-    for tag, _, _, value in struct.iter_unpack(order + entry, whole):
+    for tag, _, _, value in struct.iter_unpack(order + entry, table[: len(table) // size * size]):
         if tag == _ORIENTATION:
             return int(struct.unpack_from(order + "H", value)[0])
     return 1

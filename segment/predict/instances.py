@@ -33,10 +33,7 @@ Tags = Mapping[str, str]
 def write_instances(
     bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation, tags: Tags
 ) -> None:
-    """Write whose each pixel is, as a GeoTIFF of 32 bits: a building's id, 0 where none's.
-
-    It has overviews and the `tags`, as masks have.
-    """
+    """Write whose each pixel is, as a GeoTIFF of 32 bits: a building's id, 0 where none's."""
     if dataset.width * dataset.height >= 2**32:
         raise InputError(
             f"{dataset.name} has {dataset.width * dataset.height:,} pixels, and ids of 32 bits "
