@@ -289,9 +289,9 @@ MUTANTS = {
     ),
     "an outline drawn into its neighbour": Mutant(
         "segment/geo/right_angles.py",
-        "done[clash] = False",
-        "done[clash] = True",
-        "tests/segment/geo/test_right_angles.py::test_nobody_is_drawn_into_a_neighbour",
+        "clash = np.flatnonzero(_overlapping(found))",
+        "clash = np.flatnonzero(_overlapping(found))[:0]",
+        "tests/segment/geo/test_right_angles.py::test_houses_in_a_row_that_share_walls_get_few_corners",
     ),
 }
 

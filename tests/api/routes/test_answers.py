@@ -3,6 +3,7 @@
 import errno
 import io
 import json
+import os
 
 import geopandas
 import numpy as np
@@ -19,7 +20,10 @@ from segment.predict.scene import predict_scene
 
 @pytest.fixture(scope="module")
 def app(model_file, tmp_path_factory):
-    return create_app({"model": model_file, "store": tmp_path_factory.mktemp("store")})
+    before = dict(os.environ)  # it sets some of GDAL's, which are not for the modules after this
+    yield create_app({"model": model_file, "store": tmp_path_factory.mktemp("store")})
+    os.environ.clear()
+    os.environ.update(before)
 
 
 class Client(FlaskClient):
