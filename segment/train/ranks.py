@@ -141,6 +141,7 @@ class Mpi(World):
         except BaseException:
             sentence, code = traceback.format_exc(), 1
         print(f"rank {self.rank}: {sentence}", file=sys.__stderr__, flush=True)
+        time.sleep(0.2)  # for the launcher to pass it on: to abort ends that, too
         self.comm.Abort(code)
 
     def use(self, device: str) -> None:
