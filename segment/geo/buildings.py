@@ -85,7 +85,8 @@ class _Block:
     place: Ints
 
     def side(self, part: tuple[slice | int, slice | int]) -> Side:
-        return Side(self.peak[part].ravel(), self.level[part].ravel(), self.place[part].ravel())
+        # Copies: a view would keep the whole block in memory as long as its side is needed.
+        return Side(self.peak[part].copy(), self.level[part].copy(), self.place[part].copy())
 
 
 def blocks_of(shape: tuple[int, int]) -> list[list[Place]]:
