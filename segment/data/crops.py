@@ -1,6 +1,7 @@
 """Where training looks: squares at random places of the pictures it may learn from."""
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
+from itertools import product
 
 import numpy as np
 from numpy.typing import NDArray
@@ -12,22 +13,35 @@ from segment.data.tiles import TILE, TileStore
 CROP = 128  # pixels: a batch shows more places as eight of these than as two tiles
 
 
+def _grid(height: int, width: int) -> Iterator[tuple[int, int]]:
+    """The corners of the crops side by side that lie in an area by at least a half."""
+    last = CROP // 2 - 1
+    return product(range(0, height - last, CROP), range(0, width - last, CROP))
+
+
 class Crops:
-    """The cells of a grid over the training tiles; each crop is cut near one of them."""
+    """Cells of a grid over the training tiles and what no tile covers; crops are cut near them."""
 
     def __init__(self, store: TileStore, tiles: Sequence[int] | NDArray[np.intp]) -> None:
         self.store = store
         own = [store.tiles[i] for i in tiles]
-        self.own = {(t.city, t.stem, t.row, t.col) for t in own}
-        others = {(t.city, t.stem, t.row, t.col) for t in store.tiles}
-        self.barred = others - self.own  # tiles of other parts, which no crop may touch
-        steps = range(0, TILE, CROP)
+        trained = {(t.city, t.stem, t.row, t.col) for t in own}
+        everyone = {(t.city, t.stem, t.row, t.col) for t in store.tiles}
+        self.barred = everyone - trained  # tiles of other parts, which no crop may touch
+        cells = [
+            (tile, tile.row + row, tile.col + col) for tile in own for row, col in _grid(TILE, TILE)
+        ]
+        # A picture's sides are seldom whole tiles: training sees the rest of it too.
+        cells += [
+            (tile, row, col)
+            for tile in {(t.city, t.stem): t for t in own}.values()
+            for row, col in _grid(*store.picture(tile).coverage.shape)
+            if (tile.city, tile.stem, row // TILE * TILE, col // TILE * TILE) not in everyone
+        ]
         self.cells = [
-            (tile, tile.row + down, tile.col + across)
-            for tile in own
-            for down in steps
-            for across in steps
-            if self._known(store.picture(tile).coverage, tile.row + down, tile.col + across)
+            (tile, row, col)
+            for tile, row, col in cells
+            if self._known(store.picture(tile).coverage, row, col)
         ]
 
     def __len__(self) -> int:

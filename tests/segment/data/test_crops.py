@@ -35,10 +35,11 @@ def cuts(crops, count=400):
         yield crops.cut(number % len(crops), rng)
 
 
-def test_cells_cover_the_training_tiles_and_skip_what_is_unknown(store):
+def test_cells_cover_training_tiles_and_the_remainder_and_skip_what_is_unknown(store):
     crops = Crops(store, [0, 1, 6])
     places = {(tile.stem, row, col) for tile, row, col in crops.cells}
     expected = {("a1", row, col) for row in (0, CROP) for col in range(0, 2 * TILE, CROP)}
+    expected |= {("a1", 512, col) for col in range(0, 768, CROP)}  # no tile reaches down there
     assert places == expected | {("b1", 0, 0)}  # the rest of b1's tile lies outside the picture
     assert crops.cities.count("b") == 1
 
