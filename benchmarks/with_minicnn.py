@@ -5,8 +5,12 @@ from functools import cached_property
 import numpy as np
 
 import minicnn as mc
+from benchmarks.scene import batches, scene_side
 from minicnn.kernels import cpu
 from minicnn.kernels.cpu import conv_block, toom_cook_2d, toom_cook_rows
+from segment.model import load_model
+from segment.predict.blending import WINDOW
+from segment.predict.command import main as predict
 from segment.unet import UNet
 
 
@@ -82,3 +86,20 @@ def _force(how: str) -> None:
     elif how != "rule":
         method = {"windows": toom_cook_rows.Windows, "tiles": toom_cook_2d.Tiles}[how]
         conv_block.method = lambda K, inputs, F, W, backward: method(K, inputs, [F], W)
+
+
+class Scene:
+    """`segment.predict` of a whole scene, as the command does it."""
+
+    def __init__(self, scene: str, out: str) -> None:
+        self.arguments = [scene, "--out", out]
+        self.model = load_model(None)
+        side = scene_side(scene, self.model.info.pixel_size)
+        self.batches = batches(side, self.model.net.multiple)
+
+    def scene(self) -> None:
+        predict(self.arguments)
+
+    def network(self) -> None:
+        for count in self.batches:
+            self.model.predict(np.full((count, WINDOW, WINDOW, 3), 127, np.uint8))

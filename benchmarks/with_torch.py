@@ -3,9 +3,17 @@
 import re
 
 import numpy as np
+import rasterio
 import torch
 import torch.nn.functional as F
+from rasterio.enums import Resampling
 from torch import nn
+
+from benchmarks.scene import batches, scene_side
+from minicnn.checkpoint import net_arrays
+from segment.model import load_model, normalise
+from segment.predict.blending import BATCH, WINDOW, tapers, window_starts
+from segment.predict.scene import OVERLAP
 
 LAYOUT = torch.channels_last
 
@@ -119,3 +127,57 @@ class Block:
         self.layer.eval()
         with torch.inference_mode():
             self.apply()
+
+
+class Scene:
+    """A whole scene as a user of PyTorch and rasterio would write it, with minicnn's weights."""
+
+    def __init__(self, scene: str, out: str) -> None:
+        self.path, self.out = scene, out
+        model = load_model(None)
+        self.threshold = model.info.threshold
+        self.side = scene_side(scene, model.info.pixel_size)
+        self.batches = batches(self.side, model.net.multiple)
+        net = UNet()
+        with torch.no_grad():
+            copy_in(net, net_arrays(model.net))
+        example = torch.rand(BATCH, 3, WINDOW, WINDOW).contiguous(memory_format=LAYOUT)
+        traced = torch.jit.trace(net.eval().to(memory_format=LAYOUT), example)
+        self.net = torch.jit.optimize_for_inference(torch.jit.freeze(traced))
+
+    def probabilities(self, windows: np.ndarray) -> np.ndarray:
+        """(N, H, W, 3) bytes to (N, H, W)."""
+        with torch.inference_mode():
+            x = torch.from_numpy(normalise(windows)).permute(0, 3, 1, 2)
+            return torch.sigmoid(self.net(x))[:, 0].numpy()
+
+    def network(self) -> None:
+        for count in self.batches:
+            self.probabilities(np.full((count, WINDOW, WINDOW, 3), 127, np.uint8))
+
+    def scene(self) -> None:
+        with rasterio.open(self.path) as dataset:
+            size = (3, self.side, self.side)
+            pixels = dataset.read(out_shape=size, resampling=Resampling.average)
+            profile = {"crs": dataset.crs, "transform": dataset.transform}
+            whole = dataset.shape
+        # A mirrored rim, so that the side is one the net can pool and every window is full.
+        starts = window_starts(-(-self.side // 16) * 16, WINDOW, OVERLAP, 16)
+        rim = starts[-1] + WINDOW - self.side
+        pixels = np.pad(np.moveaxis(pixels, 0, -1), ((0, rim), (0, rim), (0, 0)), "symmetric")
+        weights = tapers(starts, WINDOW, OVERLAP)
+        found = np.zeros(pixels.shape[:2], np.float32)
+        for top, down in zip(starts, weights, strict=True):
+            for i in range(0, len(starts), BATCH):
+                lefts = starts[i : i + BATCH]
+                windows = [pixels[top : top + WINDOW, left : left + WINDOW] for left in lefts]
+                parts = self.probabilities(np.stack(windows))
+                for left, across, part in zip(lefts, weights[i : i + BATCH], parts, strict=True):
+                    found[top : top + WINDOW, left : left + WINDOW] += down[:, None] * across * part
+        found = found[: self.side, : self.side]
+        full = F.interpolate(torch.from_numpy(found)[None, None], whole, mode="bilinear")[0, 0]
+        mask = np.where(full.numpy() >= self.threshold, np.uint8(255), np.uint8(0))
+        form = {"driver": "COG", "height": whole[0], "width": whole[1], "count": 1}
+        form |= {"compress": "deflate", "num_threads": "all_cpus", **profile}
+        with rasterio.open(self.out, "w", dtype="uint8", **form) as out:
+            out.write(mask, 1)

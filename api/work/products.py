@@ -38,7 +38,6 @@ from segment.predict.scene import Band, separation, write_bands
 
 ROWS = 256
 CORNERS = 1_000_000  # of outlines: more would take more memory than the mask itself
-NO_PIXELS = np.empty((0, 0, 3), np.uint8)
 # Level k of a probability PNG means k / 255 <= p < (k + 1) / 255: comparing levels with k is
 # comparing probabilities with k / 255, to the bit.
 LEVELS = (np.arange(256) / 255).astype(np.float32)
@@ -156,7 +155,7 @@ def _bands(prediction: Any) -> Iterator[Band]:
     for row in range(0, prediction.height, ROWS):
         rows = Window(0, row, prediction.width, min(ROWS, prediction.height - row))
         valid = prediction.dataset_mask(window=rows) > 0
-        yield Band(row, NO_PIXELS, valid, prediction.read(1, window=rows))
+        yield Band(row, valid, prediction.read(1, window=rows))
 
 
 def _pixels(scene: Any, reading: Any, band: Band) -> np.ndarray:

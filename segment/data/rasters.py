@@ -276,6 +276,7 @@ def write_cog(
     """
     overviews = "mode" if np.dtype(profile["dtype"]).kind == "u" else "average"
     form = {"compress": "deflate", "bigtiff": "if_safer", "overview_resampling": overviews}
+    form["num_threads"] = "all_cpus"
     if np.dtype(profile["dtype"]).kind == "f":
         form["predictor"] = "FLOATING_POINT"
     with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:

@@ -333,6 +333,18 @@ def read_pixels(
     return pixels, valid
 
 
+def read_valid(
+    dataset: DatasetReader, reading: Reading | None, window: Window
+) -> NDArray[np.bool_]:
+    """What `read_pixels` says is valid of a window of whole pixels, without reading colours."""
+    found = look(dataset, reading)
+    if found.palette is not None:
+        return read_pixels(dataset, reading, window)[1]
+    with naming(dataset):
+        shape, how = (int(window.height), int(window.width)), {"window": window}
+        return patiently(dataset, lambda d: _valid(d, found, shape, how))
+
+
 def _valid(
     dataset: DatasetReader, found: Look, shape: tuple[int, int], how: Mapping[str, Any]
 ) -> NDArray[np.bool_]:

@@ -6,7 +6,7 @@ import os
 import sys
 import time
 from collections import Counter
-from collections.abc import Iterable, Sequence
+from collections.abc import Sequence
 from dataclasses import asdict, replace
 from functools import partial
 from pathlib import Path
@@ -34,11 +34,12 @@ from segment.cli import (
 from segment.data.ground import ground_pixel_size, in_crs, place_of
 from segment.data.layouts import as_given, composed
 from segment.data.rasters import open_raster, shifted, write_cog
+from segment.data.reading import read_pixels
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
 from segment.geo import footprints
 from segment.geo.buildings import all_buildings
-from segment.geo.separate import TOGETHER, Separation
+from segment.geo.separate import TOGETHER
 from segment.geo.style import QML
 from segment.model import Model, load_model, model_file, model_name
 from segment.plots import overlay
@@ -46,7 +47,6 @@ from segment.predict import shards
 from segment.predict.instances import found_in, write_instances, write_parted
 from segment.predict.scene import (
     OVERLAP,
-    Band,
     check_overlap,
     mask_profile,
     scene_bands,
@@ -295,7 +295,11 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         elif options.format == "instances":
             write_instances(bands, path, dataset, threshold, how, tags)
         elif options.format == "png":
-            _picture(bands, path, threshold, how if separate else None)
+            mark = np.concatenate([band.marks(threshold) for band in bands])
+            if separate:
+                mark = all_buildings(mark, how).parted(slice(0, len(mark)), mark.shape[1])
+            photograph, _ = read_pixels(dataset, model.info.reading)
+            overlay(photograph, np.where(mark > 0, 255, 0).astype(np.uint8), path)
         else:
             found = found_in(bands, dataset, threshold, how)
             wishes = options.min_area, options.simplify, options.right_angles
@@ -318,15 +322,6 @@ def _checked_place(
     elif options.min_area and not size:
         raise InputError(f"{scene.image} has no pixel size, so --min-area needs --pixel-size")
     return crs, transform
-
-
-def _picture(bands: Iterable[Band], path: Path, threshold: float, how: Separation | None) -> None:
-    """Draw the photograph with the mask over it, buildings that touch parted where `how` says."""
-    parts = [(band.pixels, band.marks(threshold)) for band in bands]
-    pixels, mark = (np.concatenate(part) for part in zip(*parts, strict=True))
-    if how:
-        mark = all_buildings(mark, how).parted(slice(0, len(mark)), mark.shape[1])
-    overlay(pixels, np.where(mark > 0, 255, 0).astype(np.uint8), path)
 
 
 def _tags(options: argparse.Namespace, threshold: float) -> dict[str, str]:

@@ -12,7 +12,7 @@ from rasterio.features import rasterize, shapes
 
 from segment.data.ground import ground_pixel_size, place_of, working_shape
 from segment.data.rasters import Window, open_raster, write_cog, write_raster
-from segment.data.reading import look, read_pixels
+from segment.data.reading import look, read_pixels, read_valid
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.geo.separate import Separation, marks
@@ -37,10 +37,9 @@ log = logging.getLogger(__name__)
 
 @dataclass(frozen=True)
 class Band:
-    """Finished rows of a scene or box, from `row` on: what was seen, is valid, and was found."""
+    """Finished rows of a scene or box, from `row` on: what is valid, and what was found."""
 
     row: int
-    pixels: NDArray[np.uint8]  # (rows, W, 3)
     valid: NDArray[np.bool_]  # (rows, W)
     probability: Floats  # (rows, W); 0 where invalid
 
@@ -93,8 +92,8 @@ def scene_bands(
     for probability in bands:
         height, width = probability.shape
         window = Window(box[1].start, box[0].start + row, width, height)
-        pixels, valid = read_pixels(dataset, model.info.reading, window)
-        yield Band(row, pixels, valid, np.where(valid, probability, np.float32(0)))
+        valid = read_valid(dataset, model.info.reading, window)
+        yield Band(row, valid, np.where(valid, probability, np.float32(0)))
         row, seen = row + height, seen or bool(valid.any())
     if not seen and box == (slice(0, shape[0]), slice(0, shape[1])):
         log.warning("%s: its alpha, mask or nodata value says that no pixel is valid", dataset.name)

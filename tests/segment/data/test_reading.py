@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import rasterio
 from rasterio.enums import ColorInterp as C
+from rasterio.windows import Window
 
 from segment.data.rasters import open_raster, unplaced_is_fine
-from segment.data.reading import Reading, look, read_pixels
+from segment.data.reading import Reading, look, read_pixels, read_valid
 from segment.errors import InputError
 from tests.segment.pictures import UTM, photograph, write_picture
 
@@ -32,7 +33,11 @@ def write(path, bands, kinds=None, mask=None, **form):
 
 def read(path, reading=None, **how):
     with open_raster(path) as dataset:
-        return read_pixels(dataset, reading, **how)
+        pixels, valid = read_pixels(dataset, reading, **how)
+        if not how:
+            window = Window(0, 0, dataset.width, dataset.height)
+            assert (read_valid(dataset, reading, window) == valid).all()
+        return pixels, valid
 
 
 def notes(path, reading=None):

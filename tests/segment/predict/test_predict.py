@@ -103,7 +103,7 @@ def test_mask_has_the_size_and_place_of_the_scene(tmp_path, model, size, crs):
 def test_at_the_threshold_is_building():
     probability = np.array([[0.4, 0.5, 0.6, 0.6]], np.float32)
     valid = np.array([[True, True, True, False]])
-    band = Band(0, np.zeros((1, 4, 3), np.uint8), valid, probability)
+    band = Band(0, valid, probability)
     assert band.mask(0.5).tolist() == [[0, 255, 255, 0]]
 
 
