@@ -1,7 +1,8 @@
 """gunicorn's worker, but a request gets a thread only once it has arrived, as behind a proxy.
 
-A client that stalls then holds a socket, and a file if it has sent much, but never a thread.
-What is refused by its headers (no token, too large) is answered before its body is read.
+A client that stalls then holds a socket, and a file if it has sent much, but never a thread; nor
+does one that is slow to take its answer (`outbox.py`). What is refused by its headers (no token,
+too large) is answered before its body is read.
 """
 
 import socket
@@ -11,7 +12,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from functools import partial
 from http import HTTPStatus
-from selectors import EVENT_READ
+from selectors import EVENT_READ, EVENT_WRITE
 from typing import IO, Any
 
 from gunicorn.http.unreader import SocketUnreader
@@ -19,14 +20,13 @@ from gunicorn.workers.gthread import TConn, ThreadWorker
 
 from api.access import may_send
 from api.errors import DISK_FULL, problem_body, sentence
+from api.outbox import RATE, STALL, Outbox
 from api.uploads import CHUNK
 
 HEAD_BYTES = 1 << 15
 HEAD_SECONDS = 10.0  # to send the headers; also the head start of a body
-RATE = 4000  # bytes a second: the slowest body that is waited for
 MEMORY = 1 << 18  # bytes of a request held in memory; what is longer goes to the disk
 LINGER = 3.0  # seconds for a client to read its answer after we have stopped reading
-STALL = 30.0  # seconds that a thread waits for a client to take more of an answer
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
 MaySend = Callable[[int, str], bool]  # takes the length of a body, and `Authorization`
@@ -54,6 +54,7 @@ class Connection(TConn):
     """A connection that never makes the worker wait while it is closed."""
 
     whole = True  # the request in hand has arrived
+    outbox: Any = None  # an Outbox, once there is an answer
     linger: Callable[["Connection"], None]
 
     def close(self, graceful: bool = False) -> None:
@@ -114,6 +115,7 @@ class Worker(ThreadWorker):
 
     def init_process(self) -> None:
         self.arrivals: dict[int, Arrival] = {}
+        self.departures: dict[int, Connection] = {}
         self.farewells: dict[int, tuple[Connection, float]] = {}
         super().init_process()
 
@@ -197,11 +199,43 @@ class Worker(ThreadWorker):
                 self.refuse(arrival, 408 if arrival.received else 0)
             elif spare < 0:
                 self.refuse(arrival, 503)
+        slowest = sorted(self.departures.values(), key=lambda conn: conn.outbox.deadline)
+        spare = 4 * self.settings.upload_bytes
+        for index, conn in enumerate(slowest):
+            spare -= conn.outbox.waiting
+            if now > conn.outbox.deadline or (crowded and index < len(slowest) / 4) or spare < 0:
+                self.depart(conn)
+                self.nr_conns -= 1
+                conn.close()
         for conn, end in list(self.farewells.values()):
             if now > end:
                 self.gone(conn)
 
     # ------------------------------------------------------------ leaving
+
+    def finish_request(self, conn: Connection, fs: Any) -> None:
+        """A thread is done; what the client hasn't taken of the answer is sent from here."""
+        if conn.outbox and conn.outbox.parts and conn.sock.fileno() >= 0:
+            conn.sock.setblocking(False)
+            self.departures[id(conn)] = conn
+            self.poller.register(conn.sock, EVENT_WRITE, partial(self.on_departing, conn, fs))
+        else:
+            super().finish_request(conn, fs)
+
+    def on_departing(self, conn: Connection, fs: Any, client: Any) -> None:
+        try:
+            conn.outbox.push()
+        except OSError:  # the client is gone
+            conn.outbox.close()
+        if not conn.outbox.parts:
+            self.depart(conn)
+            super().finish_request(conn, fs)
+
+    def depart(self, conn: Connection) -> None:
+        self.poller.unregister(conn.sock)
+        del self.departures[id(conn)]
+        conn.outbox.close()
+        conn.outbox = None
 
     def linger(self, conn: Connection) -> None:
         """Let a client read its answer: a socket closed on unread data takes it away."""
@@ -240,7 +274,12 @@ class Worker(ThreadWorker):
     def handle_request(self, req: Any, conn: Connection) -> Any:
         conn.sock.settimeout(STALL)
         req.must_close = req.must_close or not conn.whole
-        return super().handle_request(req, conn)
+        sock, folder = conn.sock, str(self.settings.folder("scratch"))
+        conn.outbox = conn.sock = Outbox(sock, folder)
+        try:
+            return super().handle_request(req, conn)
+        finally:
+            conn.sock = sock
 
     def handle_error(self, req: Any, client: Any, addr: Any, exc: Exception) -> None:
         """gunicorn's own errors, as problems: it finds the status, we say it."""

@@ -3,10 +3,13 @@
 import socket
 import time
 from contextlib import ExitStack
+from pathlib import Path
 
 import pytest
 import requests
-from serving import encode, picture, scene
+from serving import encode, picture, scene, wait_for
+
+from api.outbox import Outbox
 
 POST = b"POST /buildings_mask/ HTTP/1.1\r\nHost: x\r\n"
 POST += b"Content-Type: multipart/form-data; boundary=b\r\n"
@@ -108,3 +111,62 @@ def test_errors_of_the_server_itself_are_problems(server):
             told = answer(sock)
             assert told.startswith(b"HTTP/1.1 " + status), told[:200]
             assert b"application/problem+json" in told and b"<html" not in told
+
+
+def test_clients_that_read_slowly_stop_nobody(new_server):
+    """More of them than there are threads, each with an answer larger than any buffer; and all
+    of it comes once they read on."""
+    with new_server(WORKERS=1, WORKER_THREADS=4) as server, ExitStack() as stack:
+        image = encode(picture(1500, 1500), "GTiff")
+        assert server.put("/items/large", image).ok
+        sockets = []
+        for head in (b"", b"Range: bytes=10-\r\n") * 6:
+            sock = stack.enter_context(socket.socket())
+            sock.setsockopt(socket.SOL_SOCKET, socket.SO_RCVBUF, 4096)
+            sock.connect(("127.0.0.1", server.port))
+            request = b"GET /items/large/image HTTP/1.1\r\nHost: x\r\nConnection: close\r\n"
+            sock.sendall(request + head + b"\r\n")
+            sockets.append(sock)
+        time.sleep(0.5)
+        for _ in range(4):
+            begin = time.monotonic()
+            assert server.get("/healthz").ok
+            assert time.monotonic() - begin < 1
+        assert server.mask(scene()).ok
+        for sock, start in zip(sockets[:2], (0, 10), strict=True):
+            sock.settimeout(20)
+            head, _, body = answer(sock).partition(b"\r\n\r\n")
+            assert body == image[start:], head
+
+
+def test_an_answer_in_parts_is_sent_whole_and_in_order(tmp_path):
+    file = tmp_path / "middle"
+    file.write_bytes(bytes(range(256)) * 9000)
+    here, there = socket.socketpair()
+    with here, there, file.open("rb") as middle:
+        here.settimeout(5)
+        there.settimeout(5)
+        box = Outbox(here, str(tmp_path))
+        box.sendall(b"head")
+        box.sendfile(middle, 3, 2_000_000)
+        box.sendall(b"tail" * 100_000)
+        assert box.waiting > 1_000_000
+        got, wanted = b"", b"head" + file.read_bytes()[3:2_000_003] + b"tail" * 100_000
+        while len(got) < len(wanted):
+            got += there.recv(1 << 20)
+            while box.parts and box.push():
+                pass
+        assert got == wanted and not box.waiting
+        box.close()
+
+
+@pytest.mark.slow
+def test_who_takes_nothing_of_an_answer_is_left(new_server):
+    with new_server(WORKERS=1) as server, connect(server) as sock:
+        assert server.put("/items/large", encode(picture(2500, 2500), "GTiff")).ok
+        sock.sendall(b"GET /items/large/image HTTP/1.1\r\nHost: x\r\n\r\n")
+        (worker,) = server.workers()
+        held = Path(f"/proc/{worker}/fd")
+        time.sleep(2)
+        before = len(list(held.iterdir()))
+        wait_for(lambda: len(list(held.iterdir())) < before, 40)
