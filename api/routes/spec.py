@@ -1,5 +1,7 @@
 """The contract as OpenAPI 3.1. Requests are checked against this very document (`checks.py`)."""
 
+import json
+from pathlib import Path
 from typing import Any
 
 import minicnn
@@ -139,13 +141,19 @@ SCHEMAS: dict[str, Any] = {
 }
 
 
-def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
-    return {"name": name, "in": "query", "schema": schema, "description": text}
+EXAMPLES = json.loads(Path(__file__).with_name("examples.json").read_bytes())
+for _name, _example in EXAMPLES.items():
+    SCHEMAS[_name]["examples"] = [_example]
 
 
-def _path(name: str, pattern: str) -> dict[str, Any]:
+def _query(name: str, schema: dict[str, Any], text: str, example: Any = None) -> dict[str, Any]:
+    told = {} if example is None else {"example": example}
+    return {"name": name, "in": "query", "schema": schema, "description": text, **told}
+
+
+def _path(name: str, pattern: str, example: str) -> dict[str, Any]:
     schema = {"type": "string", "pattern": pattern}
-    return {"name": name, "in": "path", "required": True, "schema": schema}
+    return {"name": name, "in": "path", "required": True, "schema": schema, "example": example}
 
 
 def _header(name: str, text: str, **schema: Any) -> dict[str, Any]:
@@ -166,16 +174,19 @@ PRODUCT = [
         "threshold",
         {"type": "number", "minimum": 0, "maximum": 1},
         "The probability from which a pixel is building; default: the model's own.",
+        0.6,
     ),
     _query(
         "min_area",
         {"type": "number", "minimum": 0, "maximum": 1e9, "default": 0},
         "Leave out buildings below so many m²: all but probability and photo.",
+        10,
     ),
     _query(
         "simplify",
         {"type": "number", "minimum": 0, "maximum": 1000, "default": 0},
         "How far, in metres, an outline may be moved to become simpler: the outlines and json.",
+        0.5,
     ),
     _query(
         "right_angles",
@@ -191,6 +202,7 @@ PRODUCT = [
         "size",
         {"type": "integer", "minimum": 16, "maximum": 30_000},
         "Reduce probability and photo to so many pixels on the longer side.",
+        1024,
     ),
 ]
 LOOK = [
@@ -198,16 +210,19 @@ LOOK = [
         "pixel_size",
         {"type": "number", "minimum": 0.001, "maximum": 1000},
         "Metres on the ground a pixel, where the file doesn't say or is wrong.",
+        0.3,
     ),
     _query(
         "bands",
         {"type": "string", "pattern": r"^[1-9]\d{0,2}(,[1-9]\d{0,2}){2}$"},
         "The bands that are red, green and blue, counted from 1: 4,3,2.",
+        "4,3,2",
     ),
     _query(
         "rescale",
         {"type": "string", "pattern": r"^(auto|-?\d{1,9}(\.\d{1,9})?,-?\d{1,9}(\.\d{1,9})?)$"},
         "The values that become black and white, for scenes that aren't 8-bit: 0,3000; or auto.",
+        "0,3000",
     ),
 ]
 PRODUCT_NAMES = [parameter["name"] for parameter in PRODUCT]
@@ -215,7 +230,8 @@ PREFER = _header("Prefer", "`respond-async`: answer 202 and a job at once.", max
 IF_MATCH = _header("If-Match", "Only if the stored ETag is this one; else 412.", maxLength=200)
 IF_NONE = _header("If-None-Match", "`*`: only if nothing is stored; else 412.", maxLength=200)
 IF_CHANGED = _header("If-None-Match", "304 if the ETag is still this one.", maxLength=200)
-ITEM, JOB = _path("item_id", ITEM_ID), _path("job_id", JOB_ID)
+ITEM = _path("item_id", ITEM_ID, EXAMPLES["Item"]["id"])
+JOB = _path("job_id", JOB_ID, EXAMPLES["Job"]["id"])
 
 FILE_FORM = {
     "schema": {
@@ -322,6 +338,7 @@ FILTER = [
         "bbox",
         {"type": "string", "pattern": rf"^{NUMBERS}(,{NUMBERS}){{3}}((,{NUMBERS}){{2}})?$"},
         "Scenes that meet a box: west, south, east, north in degrees.",
+        "15,46,16,47.5",
     ),
     _query("ids", {"type": "string", "pattern": LIST}, "These scenes, with commas between."),
     _query("collections", {"type": "string", "pattern": LIST}, "Of these collections: scenes."),
@@ -329,6 +346,7 @@ FILTER = [
         "datetime",
         {"type": "string", "pattern": r"^[0-9TtZz:.+/-]{2,80}$"},
         "Scenes of a time of RFC 3339, or of an interval: 2020-01-01T00:00:00Z/..",
+        "2020-01-01T00:00:00Z/..",
     ),
 ]
 PAGE = _answer("A page of STAC Items", {GEOJSON: {"schema": {"$ref": REF + "Items"}}})
