@@ -115,9 +115,17 @@ def install(app: Flask) -> None:
         return problem(500, SENTENCES[500])
 
 
+# What `segment` advises to whoever types commands, for whoever sends requests.
+PARAMETERS = {
+    "--bands": "the parameter 'bands' says which three to read",
+    "--value-range": "the parameter 'rescale' says which values are black and white",
+}
+
+
 def plain(error: InputError, path: str, name: str) -> str:
     """What `segment` says, for someone who sees no files and no commands of the server."""
     said = re.sub(r"^--[^:]*: ", "", error.problem.replace(path, name))
     # Advice to whoever types a command may stand in a clause of its own.
-    said = re.split(r"[;:,] (?=[^;:,]*--[a-z])", said)[0]
-    return said.rstrip(".") + "."
+    said = re.split(r"[;:,] (?=[^;:,]*--[a-z])", said)[0].rstrip(".")
+    advice = [ours for option, ours in PARAMETERS.items() if option in error.advice]
+    return ": ".join([said, *advice]) + "."

@@ -10,7 +10,7 @@ class InputError(ValueError):
 
     def __init__(self, problem: str, advice: str = "") -> None:
         super().__init__(f"{problem}: {advice}" if advice else problem)
-        self.problem = problem
+        self.problem, self.advice = problem, advice
 
 
 class DiskFull(InputError):

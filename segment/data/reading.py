@@ -131,8 +131,8 @@ def _bands(
     name = dataset.name
     if reading.bands is not None:
         if len(reading.bands) != 3 or not all(1 <= b <= dataset.count for b in reading.bands):
-            asked = f"--bands {list(reading.bands)}"
-            raise InputError(f"{asked}: {name} has bands 1 to {dataset.count}, and three count")
+            asked = f"bands {list(reading.bands)} were asked for"
+            raise InputError(f"{name} has bands 1 to {dataset.count}, and three count: {asked}")
         return reading.bands
     named = _named(dataset)
     if named:
@@ -140,8 +140,8 @@ def _bands(
     colours = [band for band in range(1, dataset.count + 1) if band not in alphas]
     if not 3 <= len(colours) <= 4:
         raise InputError(
-            f"{name} has {len(colours)} colour band(s) where red, green and blue were expected; "
-            "--bands says which three to read"
+            f"{name} has {len(colours)} colour band(s) where red, green and blue were expected",
+            "--bands says which three to read",
         )
     if len(colours) == 4:
         about = f"{name} has 4 bands of colour and doesn't say which is which: "
@@ -188,19 +188,21 @@ def _check_values(dataset: DatasetReader, bands: Sequence[int], reading: Reading
     name, values = dataset.name, reading.value_range
     if values and not isinstance(values, str) and not -math.inf < values[0] < values[1] < math.inf:
         low, high = values
-        raise InputError(f"--value-range {low:g} {high:g}: the first must be below the second")
+        said = f"values from {low:g} to {high:g} were asked for"
+        raise InputError(f"{said}: the first must be below the second", "see --value-range")
     for dtype in {dataset.dtypes[band - 1] for band in bands}:
         if np.dtype(dtype).kind not in "uif":
             raise InputError(f"{name} holds {dtype} pixels: whole or real numbers were expected")
         if values is None and dtype != "uint8":
             raise InputError(
-                f"{name} holds {dtype} pixels where 8-bit ones were expected; --value-range LOW "
-                "HIGH says which values are black and white, --value-range auto measures them"
+                f"{name} holds {dtype} pixels where 8-bit ones were expected",
+                "--value-range LOW HIGH says which values are black and white, "
+                "--value-range auto measures them",
             )
         if values and not isinstance(values, str) and dtype == "uint8" and values[1] > 255:
             raise InputError(
-                f"{name} holds 8-bit pixels where values of up to {values[1]:g} were expected, "
-                "as --value-range or the model says"
+                f"{name} holds 8-bit pixels where values of up to {values[1]:g} were expected",
+                "--value-range or the model says so",
             )
 
 

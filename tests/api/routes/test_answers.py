@@ -106,6 +106,9 @@ def test_deep_pixels_and_other_bands(client):
     data = encode(deep, photometric="MINISBLACK", **PLACE)
     refused = ask(client, data, response_type="json")
     assert refused.status_code == 422 and "--" not in refused.json["detail"]
+    assert "the parameter 'bands'" in refused.json["detail"]
+    deeper = ask(client, data, response_type="json", bands="4,2,5")
+    assert deeper.status_code == 422 and "the parameter 'rescale'" in deeper.json["detail"]
     answer = ask(client, data, bands="4,2,5", rescale="0,2550")
     assert np.array_equal(decode(answer.data)[0], decode(ask(client).data)[0])
     assert ask(client, data, bands="4,2,5", rescale="auto").status_code == 200
