@@ -65,7 +65,8 @@ def put(item_id: str) -> Response:
 
 def _put_scene(item_id: str, source: Source) -> tuple[Record, bool]:
     store = service().store
-    media_type = check(source, service().settings, service().predictor.model.info)
+    with service().gate.seat():  # looking at a file takes time, too
+        media_type = check(source, service().settings, service().predictor.model.info)
 
     def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)

@@ -63,7 +63,8 @@ def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
 
 def started(job_id: str, source: Source, look: Look) -> Response:
     """202 with the job that looks for the buildings of a scene."""
-    check(source, service().settings, service().predictor.model.info, look)
+    with service().gate.seat():
+        check(source, service().settings, service().predictor.model.info, look)
     state = service().jobs.add(job_id, source, look)
     response = json_answer(job_body(job_id, state), 202)
     response.headers["Location"] = url_for("jobs.get", job_id=job_id)

@@ -22,9 +22,13 @@ REPO = Path(__file__).parents[2]
 
 
 class Server:
-    """`with Server(store, model, UPLOAD_MB=1) as server`: settings without their prefix."""
+    """`with Server(store, model, UPLOAD_MB=1) as server`: settings without their prefix.
 
-    def __init__(self, store, model, **settings):
+    With `disk`, the store is a disk of so many bytes that only the service sees (`inside`).
+    """
+
+    def __init__(self, store, model, disk=None, **settings):
+        self.disk = disk
         with socket.socket() as free:
             free.bind(("127.0.0.1", 0))
             self.port = free.getsockname()[1]
@@ -38,10 +42,14 @@ class Server:
         self.process = None
 
     def __enter__(self):
-        gunicorn = Path(sys.executable).with_name("gunicorn")
+        command = [Path(sys.executable).with_name("gunicorn"), "-c", "docker/gunicorn.conf.py"]
+        if self.disk:
+            self.store.mkdir()
+            mount = f'mount -t tmpfs -o size={self.disk} none "{self.store}" && exec "$@"'
+            command = ["unshare", "-rm", "sh", "-c", mount, "sh", *command]
         with self.log.open("ab") as log:
             self.process = subprocess.Popen(
-                [gunicorn, "-c", "docker/gunicorn.conf.py"],
+                command,
                 cwd=REPO,
                 env=self.environment,
                 stderr=log,
@@ -67,6 +75,10 @@ class Server:
             return requests.get(f"{self.url}/readyz", timeout=5).ok
         except requests.ConnectionError:
             return False
+
+    def inside(self, path):
+        """A file of the store, where that is a disk of its own."""
+        return Path(f"/proc/{self.process.pid}/root{self.store}") / path
 
     def workers(self):
         """The process ids of the workers."""
