@@ -142,6 +142,7 @@ def metadata(model: Model) -> dict[str, str]:
     info = model.info
     known = {
         "threshold": info.threshold,
+        "outline_threshold": info.outline_threshold,
         "pixel_size": info.pixel_size,  # metres on the ground
         "multiple": model.net.multiple,  # of which H and W must be one
         "bands": info.reading.bands,
@@ -162,7 +163,7 @@ def deepness_metadata(model: Model) -> dict[str, str]:
         "tile_size": WINDOW,
         "tiles_size": WINDOW,
         "tiles_overlap": 15,
-        "seg_thresh": info.threshold,
+        "seg_thresh": info.outline_threshold,  # it draws outlines of what it finds
     }
     return {name: json.dumps(value) for name, value in known.items() if value is not None}
 

@@ -47,6 +47,11 @@ class ModelInfo:
     trained: dict[str, Any] = field(default_factory=dict)  # data, split, epoch, scores: for people
     version: str = minicnn.__version__
 
+    @property
+    def outline_threshold(self) -> float:
+        """The probability from which a pixel is in an outline; masks are cut at `threshold`."""
+        return max(self.threshold, self.separation.threshold)
+
 
 def architecture(net: UNet) -> dict[str, Any]:
     """The arguments that build a net of this shape again."""

@@ -81,8 +81,8 @@ def make(
             require_place(scene.crs, scene.transform, source.name)
         if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
             raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
-        parted = separation(model, scene, look.pixel_size) if ask["separate"] else TOGETHER
-        ask = {**ask, "how": parted}
+        parted = separation(model, scene, look.pixel_size, ask["threshold"])
+        ask = {**ask, "how": parted if ask["separate"] else TOGETHER}
         if kind == "photo":
             _photo(scene, reading, ask["size"], out)
             return

@@ -109,7 +109,7 @@ def main(arguments: list[str]) -> None:
         print(json.dumps(documents[0] if len(done) == 1 else documents, indent=2))
     else:
         for each in done:
-            print(f"{each.what} on {each.device}, threshold {each.threshold:.3f}")
+            print(f"{each.what} on {each.device}, {each.thresholds}")
             print(f"{table(each.summary)}\n{each.in_words()}")
     if report and not options.json:
         print(report)
@@ -130,7 +130,8 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
         print(f"{learnt} of these {len(indices)} tiles were used in training", file=sys.stderr)
     batches = predictions(model, store, indices, views=options.views)
     pixel_size = store.pixel_size or model.info.pixel_size
-    how = model.info.separation.on(pixel_size, model.info.pixel_size)
+    how = model.info.separation.obeying(options.threshold)
+    how = how.on(pixel_size, model.info.pixel_size)
     how = how if options.separate else TOGETHER
     findings = examine(batches, len(indices), model.info.threshold, pixel_size, how)
     examples: dict[str, list[Example]] = {}
@@ -147,6 +148,7 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
         what=what,
         device=model.device,
         threshold=model.info.threshold,
+        outline_threshold=max(model.info.threshold, how.threshold),
         views=options.views,
         learnt=learnt,
         pixel_size=pixel_size,
@@ -201,7 +203,8 @@ def _parser() -> argparse.ArgumentParser:
         "--threshold",
         type=within(0, 1),
         metavar="F",
-        help="probability from which a pixel is building; default: each model's own",
+        help="probability from which a pixel is building; default: each model's own, one for "
+        "masks and one for outlines",
     )
     add_separate(p, "yes")
     p.set_defaults(separate=True)

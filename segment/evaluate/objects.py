@@ -1,6 +1,7 @@
 """Whole buildings: which are found, which run into one another, which come in pieces."""
 
 from collections.abc import Iterable
+from dataclasses import replace
 from typing import Any
 
 import numpy as np
@@ -9,8 +10,10 @@ from numpy.typing import NDArray
 from segment.geo.separate import TOGETHER, Relief, Separation, marks, numbered
 
 MOST = 128  # tiles that the separation is calibrated on: seconds
+THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)  # of outlines, where masks are cut lower
 SMOOTHINGS = (0.5, 1.0, 2.0)  # pixels
 PROMINENCES = (0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 12.0)  # log-odds; the last parts nothing
+FEW = 50  # true buildings of a city: its voice is half that of one with very many
 SHARE = 0.1  # of a true building: the least that counts as a piece of it
 
 Numbers = NDArray[np.int32]  # (H, W): 1 to n on the buildings, 0 elsewhere
@@ -74,28 +77,51 @@ def object_scores(counts: NDArray[np.int64]) -> dict[str, Any]:
 def calibrate_separation(samples: Iterable[Sample], threshold: float) -> Separation:
     """The separation with the highest object F1 on validation tiles, the mean over their cities.
 
-    `samples` are (city, probabilities (H, W), labels (H, W)) of tiles at the model's pixel size;
-    128 of them will do (`spread`). A city has one voice, or the gaps of a dense old town would
-    count for nothing beside many tiles of suburbs. Of equals the largest prominence is taken: it
-    parts the least.
+    `samples` are (city, probabilities (H, W), labels (H, W)) of tiles at the model's pixel size,
+    `threshold` the one of its masks; 128 tiles will do (`spread`). The outlines' threshold is
+    chosen first, then prominence and smoothing at it. Of equals the lowest threshold is taken, then
+    the largest prominence: it parts the least.
     """
-    grid = [(smoothing, least) for smoothing in SMOOTHINGS for least in PROMINENCES]
-    totals: dict[str, NDArray[np.int64]] = {}
-    for city, probability, label in samples:
-        truth = truth_of(label)
-        mark = marks(probability, (probability >= threshold) & (label <= 1))
-        found = []
-        for smoothing in SMOOTHINGS:
-            relief = Relief(mark, smoothing)
-            found += [match(truth, relief.numbered(least))[0] for least in PROMINENCES]
-        totals[city] = totals.get(city, np.zeros((len(grid), 5), np.int64)) + np.stack(found)
-    if not any(total[0, 0] for total in totals.values()):
+    tiles = [
+        (city, truth_of(label), marks(probability, (probability >= threshold) & (label <= 1)))
+        for city, probability, label in samples
+    ]
+    higher = [0.0, *(level for level in THRESHOLDS if level > threshold)]
+    middle = Separation(1.0, 1.0)
+    best = _best(tiles, [replace(middle, threshold=level) for level in higher])
+    if best is None:
         return Separation()  # no building to calibrate on
+    ways = [
+        Separation(least, smoothing, best.threshold)
+        for smoothing in SMOOTHINGS
+        for least in reversed(PROMINENCES)
+    ]
+    return _best(tiles, ways) or best
+
+
+def _best(
+    tiles: list[tuple[str, Numbers, NDArray[np.uint8]]], ways: list[Separation]
+) -> Separation | None:
+    """The first of the ways to part with the highest F1; None where there is no building.
+
+    Cities have a voice each, or the gaps of a dense old town would count for nothing beside many
+    tiles of suburbs; one with n true buildings weighs n / (n + FEW), as its F1 is known less well.
+    """
+    totals: dict[str, NDArray[np.int64]] = {}
+    for city, truth, mark in tiles:
+        reliefs = {
+            (how.threshold, how.smoothing): Relief(how.kept(mark), how.smoothing) for how in ways
+        }
+        found = [
+            match(truth, reliefs[how.threshold, how.smoothing].numbered(how.prominence))[0]
+            for how in ways
+        ]
+        totals[city] = totals.get(city, np.zeros((len(ways), 5), np.int64)) + np.stack(found)
+    true = np.array([total[0, 0] for total in totals.values()])
+    if not true.any():
+        return None
     f1 = [[object_scores(row)["f1"] for row in total] for total in totals.values()]
-    scores = np.mean(f1, axis=0)
-    best = max(np.flatnonzero(scores == scores.max()), key=lambda k: grid[k][1])
-    smoothing, prominence = grid[best]
-    return Separation(prominence, smoothing)
+    return ways[int(np.argmax(true / (true + FEW) @ np.array(f1)))]
 
 
 def spread(cities: NDArray[np.str_], most: int = MOST) -> NDArray[np.intp]:

@@ -66,6 +66,7 @@ class Evaluation:
     what: str  # which tiles
     device: str
     threshold: float
+    outline_threshold: float  # of whole buildings
     views: int
     learnt: int  # how many of the tiles the model was trained or calibrated on
     pixel_size: float | None
@@ -76,7 +77,15 @@ class Evaluation:
     def document(self) -> dict[str, Any]:
         """What --json prints."""
         about = {"model": self.name, "evaluated": self.what, "threshold": self.threshold}
+        about["outline_threshold"] = self.outline_threshold
         return about | {"views": self.views, "device": self.device} | self.summary
+
+    @property
+    def thresholds(self) -> str:
+        """In words: of pixels, and of whole buildings where that is another."""
+        if self.outline_threshold == self.threshold:
+            return f"threshold {self.threshold:.3f}"
+        return f"threshold {self.threshold:.3f}, of outlines {self.outline_threshold:.3f}"
 
     def in_words(self) -> str:
         """What the table of pixels leaves out, in a line."""
@@ -133,7 +142,7 @@ def _section(each: Evaluation) -> str:
     ]
     parts = [
         f"<h2>{escape(each.name)}</h2>",
-        f"<p>{escape(_sentence(each.what))}; threshold {each.threshold:.3f}; "
+        f"<p>{escape(_sentence(each.what))}; {each.thresholds}; "
         f"{_views(each.views)}. {escape(_sentence(each.in_words()))}.</p>",
         f"<p><strong>{each.learnt} of these tiles were used in training.</strong></p>"
         if each.learnt

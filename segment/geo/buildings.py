@@ -149,7 +149,7 @@ def _taken_apart(read: Read, row: int, col: int, shape: tuple[int, int], how: Se
     """The parts of a block. What touches none of its edges is joined at once."""
     size = min(BLOCK, shape[0] - row), min(BLOCK, shape[1] - col)
     margin = how.margin + 1
-    window = _around(read, (row, col), size, margin, shape)
+    window = how.kept(_around(read, (row, col), size, margin, shape))
     levels = smoothed(window, how.smoothing)[margin - 1 :, margin - 1 :]
     levels = levels[: size[0] + 2, : size[1] + 2]
     found = pieces(levels, row, col, shape[1])

@@ -9,7 +9,7 @@ blocks of a scene give the same bits as the scene.
 """
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
 from numpy.typing import NDArray
@@ -28,11 +28,14 @@ class Separation:
 
     prominence: how far log(p / (1 - p)) must fall from a peak, on the way to a higher one, for the
     peak to be a building. smoothing: the standard deviation, in pixels, of the Gaussian that it is
-    smoothed with beforehand.
+    smoothed with beforehand. threshold: the probability from which a pixel is in an outline, where
+    that is more than what masks are cut at: masks are right most often, pixel by pixel, at a low
+    threshold, which fills the gaps between houses.
     """
 
     prominence: float = 0.5
     smoothing: float = 1.5
+    threshold: float = 0.0
 
     @property
     def least(self) -> float:
@@ -47,7 +50,18 @@ class Separation:
     def on(self, own: float | None, pixel_size: float | None) -> "Separation":
         """The same in pixels of `own` metres, of a separation in pixels of `pixel_size` metres."""
         scale = pixel_size / own if own and pixel_size else 1.0
-        return Separation(self.prominence, round(20 * self.smoothing * scale) / 20)
+        return replace(self, smoothing=round(20 * self.smoothing * scale) / 20)
+
+    def obeying(self, threshold: float | None) -> "Separation":
+        """The same where a threshold for masks was asked for: then outlines have no other."""
+        return self if threshold is None else replace(self, threshold=0.0)
+
+    def kept(self, mark: NDArray[np.uint8]) -> NDArray[np.uint8]:
+        """The marks from the threshold up, 0 elsewhere. A mark knows 0.05 log-odds."""
+        if self.threshold <= 0:
+            return mark
+        least = marks(np.array([self.threshold], np.float32), np.array([True]))
+        return np.where(mark >= least, mark, np.uint8(0))
 
 
 TOGETHER = Separation(math.inf, 0.0)  # what touches by a side stays one
@@ -239,4 +253,4 @@ class Relief:
 
 def numbered(mark: NDArray[np.uint8], how: Separation) -> NDArray[np.int32]:
     """The buildings of a whole picture of `marks`, as `Relief.numbered` has them."""
-    return Relief(mark, how.smoothing).numbered(how.prominence)
+    return Relief(how.kept(mark), how.smoothing).numbered(how.prominence)

@@ -168,7 +168,8 @@ def arguments() -> argparse.ArgumentParser:
         "--threshold",
         type=within(0, 1),
         metavar="F",
-        help="probability from which a pixel is building; default: the model's own",
+        help="probability from which a pixel is building; default: the model's own, one for "
+        "masks and one for outlines",
     )
     p.add_argument(
         "--overlap", type=int, default=OVERLAP, metavar="N", help="least overlap of windows, pixels"
@@ -282,7 +283,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         crs, transform = _checked_place(dataset, scene, size, options)
         bar = partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch")
         bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
-        how = separation(model, dataset, size) if separate else TOGETHER
+        how = separation(model, dataset, size, options.threshold) if separate else TOGETHER
         tags = _tags(options, threshold)
         if options.format == "probability":
             write_bands(bands, path, dataset, None, tags)
@@ -377,12 +378,13 @@ def _plan(
     What is wrong with scenes that a new plan leaves out goes into `faulty`.
     """
     threshold = model.info.threshold if options.threshold is None else options.threshold
+    how = model.info.separation.obeying(options.threshold)
     request = {
         "inputs": options.scenes,
         "model": digest(model_file(options.model)),
         "name": model_name(options.model),
         "threshold": threshold,
-        "separation": asdict(model.info.separation) | {"pixel_size": model.info.pixel_size},
+        "separation": asdict(how) | {"pixel_size": model.info.pixel_size},
         "overlap": options.overlap,
         "pixel_size": options.pixel_size,
         "reading": str(model.info.reading),

@@ -104,10 +104,14 @@ def check_overlap(overlap: int) -> None:
         raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
 
 
-def separation(model: Model, dataset: Any, pixel_size: float | None) -> Separation:
-    """How the model's buildings are parted in an open scene, in its own pixels."""
+def separation(
+    model: Model, dataset: Any, pixel_size: float | None, threshold: float | None
+) -> Separation:
+    """How the model's buildings are parted in an open scene, in its own pixels; `threshold` if one
+    was asked for."""
     own = pixel_size or ground_pixel_size(dataset)
-    return model.info.separation.on(own, model.info.pixel_size)
+    how = model.info.separation.obeying(threshold)
+    return how.on(own, model.info.pixel_size)
 
 
 def _working_shape(model: Model, dataset: Any, pixel_size: float | None) -> tuple[int, int]:

@@ -262,7 +262,12 @@ def _test(
         return
     _draw_examples(folder, store, tiles, model, findings.pixels)
     summary = findings.summary([store.tiles[i] for i in tiles])
-    document = {"split": settings.split, "threshold": model.info.threshold, "test": summary}
+    document = {
+        "split": settings.split,
+        "threshold": model.info.threshold,
+        "outline_threshold": model.info.outline_threshold,
+        "test": summary,
+    }
     write_json(folder.metrics, document)  # last: it marks the run as finished
     folder.mirror()
 

@@ -79,7 +79,7 @@ def test_deepness_finds_the_same_in_its_own_form(tmp_path, session, rng):
     assert told["model_type"] == "Segmentor" and told["tile_size"] == 512
     assert told["class_names"] == {"0": "background", "1": "building"}
     assert told["resolution"] == pytest.approx(100 * model.info.pixel_size, abs=0.01)
-    assert told["seg_thresh"] == model.info.threshold
+    assert told["seg_thresh"] == model.info.outline_threshold >= model.info.threshold
 
 
 def test_the_file_says_what_its_user_must_know(tmp_path, session):
@@ -93,6 +93,7 @@ def test_the_file_says_what_its_user_must_know(tmp_path, session):
     told = session(str(out)).get_modelmeta()
     assert {name: json.loads(value) for name, value in told.custom_metadata_map.items()} == {
         "threshold": 0.375,
+        "outline_threshold": 0.375,
         "pixel_size": 0.3,
         "multiple": 4,
         "bands": [4, 3, 2],

@@ -101,7 +101,8 @@ def test_a_run_is_scored_on_its_own_test_part(tmp_path, data, run, capsys):
     found = json.loads(capsys.readouterr().out)
     test = set(json.loads((run / "split.json").read_text())["parts"]["test"])
     expected = counted(run, data, tmp_path / "cache", lambda tile: tile.id in test)
-    assert found.pop("threshold") == 0.4 and found.pop("device") == "cpu"
+    assert found.pop("threshold") == found.pop("outline_threshold") == 0.4
+    assert found.pop("device") == "cpu"
     assert found.pop("evaluated") == f"the {len(test)} test tiles of the split 'scene'"
     assert (found.pop("model"), found.pop("views")) == ("run", 1)
     assert found == approx(expected)
@@ -123,7 +124,13 @@ def test_other_data_are_scored_whole_or_by_a_split(tmp_path, data, run, capsys):
     main(given)
     found = json.loads(capsys.readouterr().out)
     assert found.pop("evaluated") == "all 12 tiles"
-    del found["threshold"], found["model"], found["views"], found["device"]
+    del (
+        found["threshold"],
+        found["outline_threshold"],
+        found["model"],
+        found["views"],
+        found["device"],
+    )
     assert found == approx(counted(run, data, tmp_path / "cache", lambda tile: True))
     main([*given, "--split", "random"])
     out, err = capsys.readouterr()

@@ -21,8 +21,8 @@ def row_of_houses(seed, gap):
     return (1 / (1 + np.exp(-odds))).astype(np.float32), label
 
 
-def f1(probability, label, how):
-    found = numbered(marks(probability, probability >= 0.4), how)
+def f1(probability, label, how, threshold=0.4):
+    found = numbered(marks(probability, probability >= threshold), how)
     return object_scores(match(truth_of(label), found)[0])["f1"]
 
 
@@ -33,6 +33,38 @@ def test_the_calibrated_separation_finds_the_houses():
     assert f1(*other, how) == 1.0
     assert f1(*other, Separation(12.0, 1.0)) < 0.1  # three blobs
     assert f1(*other, Separation(0.1, 0.0)) < 0.5  # crumbs
+
+
+def with_courts(seed):
+    """Houses of probability 0.9 in courts of 0.4, which masks had rather call building."""
+    rng = np.random.default_rng(seed)
+    probability, label = np.full((48, 48), 0.05, np.float32), np.zeros((48, 48), np.uint8)
+    for row in (4, 28):
+        for col in (4, 28):
+            probability[row : row + 16, col : col + 16] = 0.4
+            probability[row + 4 : row + 12, col + 4 : col + 12] = 0.9
+            label[row + 4 : row + 12, col + 4 : col + 12] = 1
+    return (probability + rng.uniform(-0.03, 0.03, probability.shape)).astype(np.float32), label
+
+
+def test_outlines_get_a_threshold_of_their_own_where_that_is_better():
+    how = calibrate_separation([("town", *with_courts(seed)) for seed in range(3)], 0.3)
+    assert 0.42 < how.threshold < 0.9
+    other = with_courts(9)
+    assert f1(*other, how, 0.3) == 1.0
+    assert f1(*other, how.obeying(0.3), 0.3) == 0.0  # courts and all
+    cut_well = calibrate_separation([("town", *row_of_houses(1, gap=2.5))], 0.4)
+    assert cut_well.threshold == 0.0  # where nothing is gained, masks and outlines agree
+
+
+def test_a_handful_of_buildings_does_not_decide_for_all():
+    """A city of four true buildings has less to say than one of two hundred."""
+    village = [("village", *with_courts(0))]
+    label = row_of_houses(0, gap=2.5)[1]
+    faint = np.where(label == 1, 0.41, 0.05).astype(np.float32)  # a higher threshold loses them
+    town = [("town", faint, label)] * 12
+    assert calibrate_separation([*village, *town], 0.3).threshold <= 0.4
+    assert calibrate_separation(village, 0.3).threshold > 0.42
 
 
 def test_each_city_has_one_voice():

@@ -61,6 +61,7 @@ def evaluation(name="runs/<city>", seed=0, **changes):
     shown = plots.Example("a & b", pixels, labels[0], probability[0] >= 0.4)
     about = {"what": "the 4 test tiles", "threshold": 0.4, "views": 1, "learnt": 0, "device": "cpu"}
     about |= {"pixel_size": 2.0, "examples": {"best": [shown], "worst": [shown, shown]}}
+    about |= {"outline_threshold": 0.4}
     about |= changes
     return report.Evaluation(name, findings=found, summary=found.summary(tiles), **about)
 

@@ -45,7 +45,15 @@ def scene(height, width, share, seed):
     *[st.integers(1, 40)] * 2,
     st.integers(2, 16),
     st.floats(0.05, 1.0),
-    st.sampled_from([TOGETHER, Separation(0.2, 0.0), Separation(0.05, 0.7), Separation(0.3, 1.2)]),
+    st.sampled_from(
+        [
+            TOGETHER,
+            Separation(0.2, 0.0),
+            Separation(0.05, 0.7),
+            Separation(0.3, 1.2),
+            Separation(0.3, 1.2, 0.6),
+        ]
+    ),
     st.integers(0, 2**32 - 1),
 )
 def test_blocks_give_the_buildings_of_the_whole(height, width, block, share, how, seed):

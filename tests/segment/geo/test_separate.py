@@ -68,6 +68,21 @@ def test_together_are_those_that_touch_by_a_side(height, width, share, seed):
     assert ((found > 0) == mask).all()
 
 
+@settings(max_examples=30)
+@given(st.integers(0, 2**32 - 1), st.sampled_from([0.45, 0.6, 0.9]))
+def test_outlines_have_a_threshold_of_their_own(seed, threshold):
+    """What hangs together from that probability up, and no pixel more; give or take a mark."""
+    measure = pytest.importorskip("skimage.measure")
+    mark, least = marked(bumps(seed)), math.log(threshold / (1 - threshold))
+    step = 12 / 254
+    odds = (mark.astype(float) - 1) * step - 6
+    expected = measure.label((mark > 0) & (odds >= least - step / 2), connectivity=1)
+    found = numbered(mark, Separation(math.inf, 0.0, threshold))
+    assert found.max() == expected.max()
+    np.testing.assert_array_equal(found > 0, expected > 0)
+    assert (numbered(mark, Separation(math.inf, 0.0, 0.2)) > 0).sum() == (mark > 0).sum()
+
+
 def test_flat_roofs_have_one_peak():
     mark = np.zeros((20, 20), np.uint8)
     mark[2:9, 2:18] = mark[9:17, 2:6] = 200  # an L of one height

@@ -10,9 +10,11 @@ from test_predict import PLACE, UTM, Redness, write
 
 from segment.errors import InputError
 from segment.geo.separate import Separation
+from segment.merge import command as merge
 from segment.predict import command as predict
 
 pyogrio = pytest.importorskip("pyogrio")
+pyarrow = pytest.importorskip("pyarrow")
 
 
 @pytest.fixture
@@ -79,6 +81,27 @@ def test_only_outlines_are_parted_unless_asked(tmp_path, model, scene):
     assert (masks[1] <= masks[0]).all() and set(np.unique(masks[1])) == {0, 255}
     rows, cols = np.nonzero(gap)
     assert set(rows) == set(range(10, 30)) and set(cols) <= {28, 29, 30} and len(cols) == 20
+
+
+def test_outlines_have_a_threshold_of_their_own_and_masks_keep_theirs(tmp_path, monkeypatch, scene):
+    """Red 240 is p = 0.94, 150 is 0.59: at 0.7 outlines lose the dip, which the mask has."""
+    model = Redness(separation=Separation(np.inf, 0.0, threshold=0.7))
+    monkeypatch.setattr(predict, "load_model", lambda path: model)
+
+    def areas(name, *options):
+        run(scene, tmp_path / name, *options)
+        return pytest.approx(sorted(pyogrio.raw.read(tmp_path / name)[3][1] / 0.09), abs=2)
+
+    assert areas("a.gpkg") == [200, 380, 380]  # 20 columns are not valid
+    assert areas("b.gpkg", "--no-separate") == [200, 800]
+    assert areas("c.gpkg", "--threshold", "0.5") == [200, 800]  # what is asked for holds
+    run(scene, tmp_path / "mask.tif")
+    with rasterio.open(tmp_path / "mask.tif") as file:
+        assert (file.read(1) == 255).sum() == 1000
+    predict.main([str(scene), "--out", str(tmp_path / "many"), "--shards", "1", "--shard", "0"])
+    merge.main([str(tmp_path / "many")])
+    table = pyarrow.parquet.read_table(tmp_path / "many/footprints.parquet")
+    assert sorted(np.array(table["area_m2"]) / 0.09) == pytest.approx([200, 380, 380], abs=2)
 
 
 def test_a_scene_of_finer_pixels_is_parted_by_the_same_ground(tmp_path, model, scene):
