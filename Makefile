@@ -49,6 +49,7 @@ sheets: .venv/docs
 
 docs: .venv/docs
 	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html
+	$(PY) docs/browser.py site/html/lite
 	@echo site/html/index.html
 
 # Known weaknesses of the packages in .venv. Where nobody can be asked, that is said, and is no failure.

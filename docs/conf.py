@@ -1,11 +1,14 @@
 """The site's settings: Sphinx reads Markdown, the stored notebooks and the docstrings."""
 
 import re
+import sys
 from configparser import ConfigParser
 from pathlib import Path
 from typing import Any
 
 HERE = Path(__file__).parent
+sys.path.insert(0, str(HERE))
+import browser  # noqa: E402
 
 project = "minicnn"
 author = "the minicnn authors"
@@ -76,6 +79,27 @@ def as_short_types(
     return (texts[0], texts[1]) if given else None
 
 
+# Not from file://, where browsers start no Python.
+RUN = """
+<p class="run" hidden>
+<a href="{root}lite/notebooks/index.html?path={name}.ipynb">▶ Run this page</a> in your browser:
+nothing to install, and nothing leaves your machine. Allow a minute to start.
+</p>
+<script>document.querySelector(".run").hidden = location.protocol === "file:";</script>
+"""
+
+
+def with_run_link(
+    _app: Any, page: str, _template: str, context: dict[str, Any], _doctree: Any
+) -> None:
+    """Below the title of each notebook that runs in a browser."""
+    folder, _, name = page.rpartition("/")
+    if folder == "notebooks" and name in browser.PAGES and browser.HERE_TOO:
+        link = RUN.format(root=context["pathto"]("index").removesuffix("index.html"), name=name)
+        context["body"] = context["body"].replace("</h1>", "</h1>" + link, 1)
+
+
 def setup(app: Any) -> None:
+    app.connect("html-page-context", with_run_link)
     app.connect("autodoc-process-docstring", as_plain_text)
     app.connect("autodoc-process-signature", as_short_types)

@@ -1,7 +1,8 @@
 """Arrays and what is known about them in one safetensors file, proof against damage.
 
 The file's metadata holds one JSON document and a SHA-256 over it and all arrays, because the
-format itself has no checksum: a flipped byte is found at loading, not in the masks.
+format itself has no checksum: a flipped byte is found at loading, not in the masks. safetensors is
+imported on first use: the course runs in a browser without it.
 """
 
 import hashlib
@@ -10,8 +11,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-from safetensors import SafetensorError, safe_open
-from safetensors.numpy import save as serialise
 
 from minicnn.backend import Array, array_module, to_host
 from minicnn.files import atomic_write
@@ -24,6 +23,8 @@ class CheckpointError(ValueError):
 
 def save(path: str | Path, arrays: dict[str, Array], about: dict[str, Any]) -> None:
     """Write `arrays` and the JSON document `about`; the file appears whole or not at all."""
+    from safetensors.numpy import save as serialise
+
     host = {name: np.asarray(to_host(array), order="C") for name, array in arrays.items()}
     document = json.dumps(about, sort_keys=True)
     # One metadata key: safetensors writes several in no fixed order, and files should be equal.
@@ -34,6 +35,8 @@ def save(path: str | Path, arrays: dict[str, Array], about: dict[str, Any]) -> N
 
 def load(path: str | Path) -> tuple[dict[str, np.ndarray], dict[str, Any]]:
     """The arrays and the document of a file that `save` wrote, else CheckpointError."""
+    from safetensors import SafetensorError, safe_open
+
     try:
         with safe_open(path, framework="numpy") as file:
             envelope = json.loads((file.metadata() or {})["minicnn"])

@@ -7,8 +7,11 @@ import re
 import subprocess
 import sys
 from copy import deepcopy
+from functools import partial
+from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
 from pathlib import Path
+from threading import Thread
 
 import pytest
 from selenium import webdriver
@@ -193,3 +196,116 @@ def test_runs(path, oracle):
         [sys.executable, FOLDER / "run.py", path], env=environment, capture_output=True, text=True
     )
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
+
+
+# --- in a browser ---------------------------------------------------------------------------------
+
+WITHOUT = """
+import sys, threading
+class Absent:
+    def find_spec(self, name, path=None, target=None):
+        if name.split(".")[0] in {"rasterio", "safetensors", "threadpoolctl", "tqdm", "shapely"}:
+            raise ModuleNotFoundError(name)
+sys.meta_path.insert(0, Absent())
+sys.platform = "emscripten"
+def start(thread):
+    raise RuntimeError("can't start new thread")
+threading.Thread.start = start
+"""
+
+
+def test_the_library_needs_numpy_alone_and_no_second_thread(browser):
+    """What the pages that run in a browser import, in a process like one: they draw and train."""
+    imports = {
+        line
+        for name in browser.PAGES
+        for cell in cells(FOLDER / f"{name}.ipynb")
+        for line in "".join(cell["source"]).split("\n")
+        if re.match(r"(import|from) (minicnn|segment)", line)
+    }
+    code = (
+        WITHOUT
+        + "\n".join(sorted(imports))
+        + """
+import numpy as np
+from segment.unet import UNet
+mc.set_num_threads(4)
+image, mask = draw_scene("corvo", 1, 64)
+net = UNet(widths=(4, 8))
+logits = net.forward(image[None].astype(np.float32), training=True)
+loss, dlogits = mc.losses.bce_with_logits(logits, mask[None, ..., None] / np.float32(255))
+net.backward(dlogits)
+mc.optim.Adam(net).step()
+print(mc.num_threads(), np.isfinite(loss))
+"""
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True)
+    assert done.stdout == "1 True\n", done.stderr
+
+
+@pytest.fixture
+def browser(monkeypatch):
+    """The program that builds the pages that run in a browser, as a module."""
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    return import_module("browser")
+
+
+class Quiet(SimpleHTTPRequestHandler):
+    def log_message(self, *args):
+        pass
+
+
+@pytest.fixture(scope="module")
+def running_pages(tmp_path_factory, oracle):
+    """Where pages that run in a browser are served from: with a Pyodide if PYODIDE names one."""
+    for package in ("jupyterlite_core", "jupyterlite_pyodide_kernel", "jupyter_server"):
+        oracle(package)
+    folder = tmp_path_factory.mktemp("lite") / "lite"
+    subprocess.run([sys.executable, FOLDER.parent / "browser.py", folder], check=True)
+    path = folder / "jupyter-lite.json"
+    config = json.loads(path.read_text())
+    config["jupyter-config-data"]["exposeAppInBrowser"] = True  # for the commands below
+    path.write_text(json.dumps(config))
+    handler = partial(Quiet, directory=str(folder))
+    with ThreadingHTTPServer(("127.0.0.1", 0), handler) as server:
+        Thread(target=server.serve_forever, daemon=True).start()
+        yield f"http://127.0.0.1:{server.server_port}/notebooks/index.html?path="
+        server.shutdown()
+
+
+OPEN = """
+const shown = window.jupyterapp?.shell.currentWidget;
+if (!shown?.context?.isReady) return null;
+"""
+
+
+@pytest.mark.slow
+def test_a_page_opens_in_the_browser(running_pages, phone):
+    phone.get(running_pages + "02_convolution.ipynb")
+    count = "return shown.content.model.cells.length"
+    found = WebDriverWait(phone, 120).until(lambda driver: driver.execute_script(OPEN + count))
+    assert found == 1 + len(json.loads((FOLDER / "02_convolution.ipynb").read_text())["cells"])
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.skipif("PYODIDE" not in os.environ, reason="PYODIDE names no folder with a Pyodide")
+@pytest.mark.parametrize("name", os.environ.get("PYODIDE_PAGES", "02_convolution").split())
+def test_a_page_runs_in_the_browser(running_pages, phone, name):
+    """Every assert of it holds in CPython for browsers."""
+    phone.get(f"{running_pages}{name}.ipynb")
+    idle = "return shown.sessionContext.session?.kernel?.status === 'idle'"
+    wait = WebDriverWait(phone, 800, poll_frequency=2)
+    wait.until(lambda driver: driver.execute_script(OPEN + idle))
+    phone.execute_script("window.jupyterapp.commands.execute('notebook:run-all-cells')")
+    state = """
+    const code = shown.content.model.toJSON().cells.filter(cell => cell.cell_type === "code");
+    const errors = code.flatMap(cell => cell.outputs.filter(o => o.output_type === "error"));
+    return errors.length || code.every(c => c.execution_count) ? errors.map(e => e.evalue) : null
+    """
+
+    def errors(driver):
+        found = driver.execute_script(OPEN + state)
+        return None if found is None else [found]  # an empty list is no answer to `until`
+
+    assert wait.until(errors) == [[]]

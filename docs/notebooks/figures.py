@@ -52,7 +52,7 @@ def show(figure: Figure, alt: str) -> None:
     """Put a figure into the notebook, with `alt` for those who do not see it."""
     png = io.BytesIO()
     figure.savefig(png, format="png", dpi=110, metadata={"Software": None})
-    data = {"image/png": png.getvalue(), "text/plain": alt}
+    data = {"image/png": base64.b64encode(png.getvalue()).decode(), "text/plain": alt}
     display(data, raw=True, metadata={"image/png": {"alt": alt}})
 
 
@@ -238,7 +238,7 @@ def states(
         "STATES": json.dumps(stored),
     }
     page = re.sub("|".join(filled), lambda found: filled[found[0]], PAGE)
-    picture = {"image/png": base64.b64decode(pictures[at]), "text/plain": texts[at]}
+    picture = {"image/png": pictures[at], "text/plain": texts[at]}
     display({"text/html": page, **picture}, raw=True, metadata={"image/png": {"alt": texts[at]}})
 
 

@@ -7,13 +7,15 @@ background, because where few pixels are buildings an accuracy of 0.9 may mean t
 
 from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import Array, array_module
-from segment.data.tiles import Tile
+
+if TYPE_CHECKING:  # scores need NumPy alone
+    from segment.data.tiles import Tile
 
 BINS = 256
 
@@ -104,7 +106,7 @@ def _count(predicted: NDArray[np.bool_], labels: NDArray[np.uint8]) -> NDArray[n
     return np.stack([tp, fp, fn, tn], axis=1)
 
 
-def summarise(counts: NDArray[np.int64], tiles: Sequence[Tile]) -> dict[str, Any]:
+def summarise(counts: NDArray[np.int64], tiles: "Sequence[Tile]") -> dict[str, Any]:
     """Score T tiles from their (T, 4) counts, every way the results are read.
 
     Returns rows under "pooled" (all pixels in one count), "median" (of the tiles' scores: the

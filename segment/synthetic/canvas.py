@@ -6,10 +6,10 @@ its shadow. The label is the footprint of the roofs, nothing else.
 
 import math
 from collections.abc import Sequence
+from itertools import pairwise
 from typing import NamedTuple
 
 import numpy as np
-from rasterio.features import rasterize
 
 from segment.synthetic.town import Frame, Style
 
@@ -93,8 +93,7 @@ class Drawing:
         free = self.height[window] == 0
         if free.size:
             corner = np.array([window[1].start, window[0].start])
-            shape = {"type": "Polygon", "coordinates": [(outline / PIXEL - corner).tolist()]}
-            inside = rasterize([shape], out_shape=free.shape, dtype="uint8") > 0
+            inside = within(outline / PIXEL - corner, free.shape)
             self.fill(window, inside & free, Material(colour, rough))
 
     def patch(
@@ -181,6 +180,20 @@ class Drawing:
             return self.one_of(SOIL, CLAY)
         dry = np.clip(self.rng.normal(self.style.dryness, 0.25), 0, 1)
         return (1 - dry) * np.array(GREEN) + dry * np.array(DRY)
+
+
+def within(outline: np.ndarray, shape: tuple[int, ...]) -> np.ndarray:
+    """Which pixels of `shape` have their centre inside an outline (points, 2) of x and y.
+
+    A ray to the right crosses the outline an odd number of times from inside.
+    """
+    H, W = shape
+    x, y = np.arange(W) + 0.5, np.arange(H)[:, None] + 0.5
+    inside = np.zeros((H, W), bool)
+    for (x0, y0), (x1, y1) in pairwise([*outline, outline[0]]):
+        if y0 != y1:
+            inside ^= ((y0 > y) != (y1 > y)) & (x < x0 + (y - y0) * (x1 - x0) / (y1 - y0))
+    return inside
 
 
 def noise(rng: np.random.Generator, size: int, cell: int) -> np.ndarray:

@@ -85,7 +85,7 @@ def test_a_file_that_may_not_be_read_is_not_called_missing(file, monkeypatch):
     def refuse(*args, **kwargs):
         raise FileNotFoundError  # as safetensors does
 
-    monkeypatch.setattr(checkpoint, "safe_open", refuse)
+    monkeypatch.setattr("safetensors.safe_open", refuse)
     with pytest.raises(CheckpointError, match="it can't be read"):
         checkpoint.load(file)
 

@@ -10,7 +10,7 @@ from segment import export
 from segment.data.reading import Reading
 from segment.errors import InputError
 from segment.model import Model, ModelInfo, load_model, save_model
-from segment.synthetic.scenes import draw_scene
+from segment.synthetic.draw import draw_scene
 from segment.unet import UNet
 
 

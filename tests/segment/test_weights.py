@@ -14,7 +14,7 @@ from segment.data.tiles import open_store
 from segment.evaluate.command import evaluate_tiles
 from segment.evaluate.metrics import Confusion
 from segment.model import BUNDLED, load_model
-from segment.synthetic.scenes import draw_scene
+from segment.synthetic.draw import draw_scene
 
 CARD = (BUNDLED.parent / "README.md").read_text()
 SPLIT = Path(__file__).parents[2] / "benchmarks" / "held_out_split.json"

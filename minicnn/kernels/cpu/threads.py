@@ -21,7 +21,6 @@ from queue import SimpleQueue
 from typing import Any
 
 import numpy as np
-from threadpoolctl import ThreadpoolController
 
 # The C library's, called with Python's lock held: to hand that over takes longer.
 _current_core = (
@@ -70,9 +69,13 @@ class _Team:
     def hire(self) -> None:
         for _ in range(len(self.tasks), self.size - 1):
             inbox: SimpleQueue[_Task | None] = SimpleQueue()
-            self.tasks.append(inbox)
             helper = threading.Thread(target=self._serve, args=(inbox,), daemon=True)
-            helper.start()
+            try:
+                helper.start()
+            except RuntimeError:  # a browser has no threads, a container may have few
+                self.size = len(self.tasks) + 1
+                return
+            self.tasks.append(inbox)
             self.helpers.append(helper)
             self.avoided = None
 
@@ -120,6 +123,16 @@ class _Team:
             raise task.error
 
 
+def _blas() -> list[Any]:
+    """What sets the number of BLAS's threads; nothing in a browser, where there is but one."""
+    if sys.platform == "emscripten":
+        return []
+    from threadpoolctl import ThreadpoolController
+
+    controllers: list[Any] = ThreadpoolController().select(user_api="blas").lib_controllers
+    return controllers
+
+
 class _Settings:
     """While anyone is inside, BLAS runs on one thread, and Python's lock changes hands at once.
 
@@ -138,8 +151,7 @@ class _Settings:
         with self.lock:
             if self.inside == 0:
                 if self.libraries is None:
-                    blas = ThreadpoolController().select(user_api="blas")
-                    self.libraries = blas.lib_controllers
+                    self.libraries = _blas()
                 self.before = [library.num_threads for library in self.libraries]
                 for library in self.libraries:
                     library.set_num_threads(1)

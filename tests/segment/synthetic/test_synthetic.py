@@ -11,23 +11,21 @@ from pathlib import Path
 import numpy as np
 import pytest
 import rasterio
+from hypothesis import assume, given
+from hypothesis import strategies as st
 from rasterio.features import rasterize, shapes
 from rasterio.warp import transform_bounds
 from shapely import affinity
-from shapely.geometry import box, shape
+from shapely.geometry import Point, Polygon, box, shape
 
 from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.synthetic import buildings, camera, canvas, town
 from segment.synthetic import scenes as synthetic
-from segment.synthetic.scenes import (
-    CITIES,
-    MAX_SIZE,
-    PIXEL,
-    draw_scene,
-    sun_position,
-    write_scenes,
-)
+from segment.synthetic.canvas import PIXEL
+from segment.synthetic.draw import MAX_SIZE, draw_scene, sun_position
+from segment.synthetic.scenes import write_scenes
+from segment.synthetic.town import CITIES
 
 ROOT = Path(__file__).parents[3]
 
@@ -440,12 +438,22 @@ def test_command_refuses(tmp_path, words):
     assert not list(tmp_path.rglob("*.tif"))
 
 
+@given(st.lists(st.tuples(st.floats(-5, 25), st.floats(-5, 25)), min_size=3, max_size=7))
+def test_pixels_within_an_outline_are_those_that_gdal_burns(points):
+    outline = Polygon(points)
+    assume(outline.is_valid and outline.area > 0)
+    burnt = rasterize([outline], out_shape=(20, 18), dtype="uint8") > 0
+    found = canvas.within(np.array(points), burnt.shape)
+    differing = [Point(column + 0.5, row + 0.5) for row, column in np.argwhere(found != burnt)]
+    assert all(outline.exterior.distance(centre) < 1e-6 for centre in differing)
+
+
 @pytest.mark.slow
 def test_the_largest_scene_fits():
     """5000 px in under a minute of one core and 2 GB, the libraries included."""
     code = (
         "import resource, time\n"
-        "from segment.synthetic.scenes import draw_scene\n"
+        "from segment.synthetic.draw import draw_scene\n"
         "image, mask = draw_scene('birkdale', 1, 5000)\n"
         "assert image.shape == (5000, 5000, 3) and 0.1 < (mask > 0).mean() < 0.36\n"
         "peak = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss\n"

@@ -23,7 +23,8 @@ from segment.evaluate.metrics import Confusion
 from segment.evaluate.objects import PROMINENCES, SMOOTHINGS
 from segment.model import ModelInfo, normalise, save_model
 from segment.run_folder import Run
-from segment.synthetic.scenes import draw_scene, write_scenes
+from segment.synthetic.draw import draw_scene
+from segment.synthetic.scenes import write_scenes
 from segment.train import command
 from segment.train.trainer import Trainer, visits
 from segment.unet import UNet
