@@ -49,8 +49,19 @@ def lock(paths: list[Path], check: Callable[[], None] = lambda: None) -> Iterato
 Check = Callable[[], None]  # may raise, to stop waiting or working
 
 
-def _turn(patience: float) -> str:
-    return f"{time.time_ns() + int(patience * 1e9):020}"
+def _turn(patience: float, since: float | None = None) -> str:
+    return f"{int(1e9 * ((since or time.time()) + patience)):020}"
+
+
+def _held(paths: list[Path]) -> int:
+    """How many of the files somebody holds the lock of; each is tried for an instant."""
+    count = len(paths)
+    for path in paths:
+        free = try_lock(path)
+        if free is not None:
+            os.close(free)
+            count -= 1
+    return count
 
 
 class Gate:
@@ -68,21 +79,23 @@ class Gate:
             yield
 
     @contextmanager
-    def slot(self, check: Check, patience: float = 0.0) -> Iterator[Check]:
-        """Hold one of the slots: first come, first served, in all workers.
+    def slot(
+        self, check: Check, patience: float = 0.0, since: float | None = None
+    ) -> Iterator[Check]:
+        """Hold one of the slots: first come (`since`, or now), first served, in all workers.
 
         Who has `patience` queues as if it had come so many seconds later. It yields what is to be
         called between two steps of the work: where somebody waits who would go first, the slot
         is given up and waited for again.
         """
-        taken: int | None = self._wait(check, patience)
+        taken: int | None = self._wait(check, _turn(patience, since))
 
         def give_way() -> None:
             nonlocal taken
             if patience and taken is not None and self._waiting(_turn(patience)):
                 os.close(taken)
                 taken = None
-                taken = self._wait(check, patience)
+                taken = self._wait(check, _turn(patience))
 
         try:
             yield give_way
@@ -90,9 +103,9 @@ class Gate:
             if taken is not None:
                 os.close(taken)
 
-    def _wait(self, check: Check, patience: float) -> int:
+    def _wait(self, check: Check, turn: str) -> int:
         """Who waits has a ticket, a locked file named by its turn; the first tries for a slot."""
-        ticket = self.tickets / f"{_turn(patience)}-{os.urandom(4).hex()}"
+        ticket = self.tickets / f"{turn}-{os.urandom(4).hex()}"
         draft = ticket.with_name(f".{ticket.name}")
         with lock([draft]):
             os.rename(draft, ticket)  # a ticket that is seen is locked already
@@ -108,14 +121,12 @@ class Gate:
         return any(name < before for name in os.listdir(self.tickets) if name[0] != ".")
 
     def waiting(self) -> int:
-        return sum(name[0] != "." for name in os.listdir(self.tickets))
+        """How many requests have a seat, but no slot."""
+        return max(0, _held(self.seats) - self.taken())
 
     def taken(self) -> int:
         """How many slots are held."""
-        free = [held for slot in self.slots if (held := try_lock(slot)) is not None]
-        for held in free:
-            os.close(held)
-        return len(self.slots) - len(free)
+        return _held(self.slots)
 
     def _taken(self, ticket: Path) -> int | None:
         oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))

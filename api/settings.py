@@ -28,7 +28,7 @@ class Settings:
     upload_mb: float = 256
     megapixels: float = 100
     side: int = 30_000
-    slots: int = 1
+    slots: int = 2
     queue: int = 16
     timeout: float = 120
     cache_mb: float = 1024

@@ -26,6 +26,7 @@ from api.uploads import CHUNK
 HEAD_BYTES = 1 << 15
 HEAD_SECONDS = 10.0  # to send the headers; also the head start of a body
 MEMORY = 1 << 18  # bytes of a request held in memory; what is longer goes to the disk
+SPREAD = 0.00025  # seconds that each connection in hand makes a worker slower to take another
 LINGER = 3.0  # seconds for a client to read its answer after we have stopped reading
 CONTINUE = b"HTTP/1.1 100 Continue\r\n\r\n"
 
@@ -126,6 +127,8 @@ class Worker(ThreadWorker):
     # ------------------------------------------------------------ arriving
 
     def accept(self, listener: Any) -> None:
+        # Whoever has fewer connections is quicker, so that they spread over the workers.
+        time.sleep(SPREAD * min(self.nr_conns, 4))
         try:
             sock, address = listener.accept()
         except OSError:  # gone again, or no descriptor is free

@@ -11,17 +11,17 @@ import tempfile
 CORES = len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else os.cpu_count() or 1
 MEMORY = os.sysconf("SC_PHYS_PAGES") * os.sysconf("SC_PAGE_SIZE")
 WORKER_MEMORY = 2e9  # bytes: what one worker takes at most, with a scene of the default limits
-SLOTS = int(os.environ.get("MINICNN_SLOTS") or 1)
-QUEUE = int(os.environ.get("MINICNN_QUEUE") or 16)
 GPU = os.environ.get("MINICNN_DEVICE", "cpu") != "cpu"
+SLOTS = int(os.environ.setdefault("MINICNN_SLOTS", "1" if GPU else "2"))
+QUEUE = int(os.environ.get("MINICNN_QUEUE") or 16)
 
 bind = os.environ.get("MINICNN_BIND", "127.0.0.1:8000")
 wsgi_app = "api:create_app()"
 worker_class = "api.worker.Worker"  # gthread, but a stalled client holds no thread
-# At least two: one answers while another is started again. More only speeds up what is around the
-# network, since SLOTS bounds the predictions at once; on a GPU each worker holds a model there.
+# At least two: one answers while another is started again. Each has one prediction in hand at most,
+# and SLOTS bounds them over all; on a GPU each worker holds a model there.
 _room = int(min(4, CORES // 2, MEMORY // WORKER_MEMORY))
-workers = int(os.environ.get("MINICNN_WORKERS") or max(2, _room))
+workers = int(os.environ.get("MINICNN_WORKERS") or max(2, _room, SLOTS))
 # Every seat of the queue may be taken in one worker, and /healthz must still find a thread there.
 threads = int(os.environ.get("MINICNN_WORKER_THREADS") or SLOTS + QUEUE + 8)
 # On the CPU the model is loaded once and its pages are shared. CUDA must not see a fork.
@@ -35,9 +35,6 @@ limit_request_fields = 50
 accesslog = None  # the service logs each request itself
 control_socket_disable = True
 forwarded_allow_ips = ""
-
-# The predictions that may run at once share the cores.
-os.environ.setdefault("MINICNN_NUM_THREADS", str(max(1, CORES // SLOTS)))
 
 # Workers count into files of this folder; it starts empty.
 _metrics = tempfile.mkdtemp(prefix="minicnn-metrics-")

@@ -10,7 +10,9 @@ import logging
 import math
 import os
 import threading
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager, suppress
 from dataclasses import replace
@@ -23,11 +25,14 @@ from api.settings import Settings
 from api.uploads import Look, Source
 from minicnn import files
 from minicnn.backend import choose_device
+from minicnn.kernels.cpu.threads import at_most, num_threads
 from segment.data.rasters import open_raster
 from segment.errors import InputError
 from segment.model import Model, load_model, model_file
 from segment.predict.scene import scene_bands, write_bands
 from segment.storage.s3 import StorageError
+
+LOOK = 0.2  # seconds between two looks at whether a request is still worth its turn
 
 log = logging.getLogger("api")
 
@@ -38,8 +43,9 @@ Step = Callable[[float | None], None]
 class Predictor:
     def __init__(self, settings: Settings, gate: Gate) -> None:
         self.settings, self.gate = settings, gate
-        # The kernels keep work arrays for every thread that ever computes: let it be few.
-        self.hands, self.job_hand = ThreadPoolExecutor(settings.slots), ThreadPoolExecutor(1)
+        # One prediction at a time in a process, first come, first served: two would fight for
+        # Python's lock, and the kernels keep work arrays for every thread that ever computes.
+        self.hand, self.job_hand = ThreadPoolExecutor(1), ThreadPoolExecutor(1)
         self.folder, self.locks = settings.folder("cache"), settings.folder("locks")
         self.there = settings.prefix("predictions")
         self.grown = math.inf  # bytes by which the folder has grown since it was looked at
@@ -100,20 +106,19 @@ class Predictor:
 
     def _make(self, source: Source, look: Look, path: Path, step: Step, patience: float) -> None:
         """Compute a prediction, unless another worker or host has."""
-        hands = self.job_hand if patience else self.hands
+        hand = self.job_hand if patience else self.hand
 
         def wait() -> None:
             step(None)
 
         with lock([self.locks / f"key{path.name[:3]}"], wait):
             if not path.exists() and not self._fetched(path):
-                with self.gate.slot(wait, patience) as give_way:
-
-                    def between(share: float | None) -> None:
-                        give_way()
-                        step(share)
-
-                    hands.submit(self._compute, source, look, path, between).result()
+                turn = patience, time.time()
+                work = hand.submit(self._compute, source, look, path, step, turn)
+                while not futures.wait([work], timeout=LOOK).done:
+                    if not work.running():
+                        _give_up(work, wait)
+                work.result()
                 self.grown += path.stat().st_size
 
     @contextmanager
@@ -129,17 +134,26 @@ class Predictor:
         finally:
             opening.__exit__(None, None, None)
 
-    def _compute(self, source: Source, look: Look, path: Path, step: Step) -> None:
+    def _compute(
+        self, source: Source, look: Look, path: Path, step: Step, turn: tuple[float, float]
+    ) -> None:
+        """Once a slot is free: the prediction, on this one's share of the cores."""
+
+        def wait() -> None:
+            step(None)
+
         def watched(windows: Sequence[Any]) -> Iterable[Any]:
             for done, window in enumerate(windows):
+                give_way()
                 step(done / len(windows))
                 yield window
 
-        with open_raster(source.path) as scene:
+        with self.gate.slot(wait, *turn) as give_way, open_raster(source.path) as scene:
             info = replace(self.model.info, reading=look.reading(self.model.info.reading))
             model = replace(self.model, info=info)
             bands = scene_bands(model, scene, pixel_size=look.pixel_size, progress=watched)
-            write_bands(bands, path, scene, threshold=None)
+            with at_most(max(1, num_threads() // self.gate.taken())):
+                write_bands(bands, path, scene, threshold=None)
 
     def share(self, key: str) -> None:
         """Keep a prediction where other hosts find it."""
@@ -157,6 +171,15 @@ class Predictor:
             return self.there is not None
         except StorageError:  # there is none, or nobody can say
             return False
+
+
+def _give_up(work: "futures.Future[None]", check: Callable[[], None]) -> None:
+    """Raise what `check` raises, if the work has not begun; work under way checks for itself."""
+    try:
+        check()
+    except Exception:
+        if work.cancel():
+            raise
 
 
 def _digest(path: Path) -> str:

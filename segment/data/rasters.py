@@ -247,6 +247,7 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
     form |= {"tiled": True, "blockxsize": 256, "blockysize": 256}
     if np.dtype(profile["dtype"]).kind == "f":
         form["predictor"] = 3  # for floating point: bytes of a kind lie together, and pack better
+        form["zlevel"] = 1  # level 6 packs probabilities 2 % better, at 1.6 times the time
     with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         try:
             with unplaced_is_fine():

@@ -3,6 +3,8 @@
 import concurrent.futures
 import time
 
+import pytest
+import requests
 from serving import encode, picture, problem, scene
 
 from api.routes.spec import SPEC
@@ -59,6 +61,33 @@ def test_back_pressure(new_server):
         for answer in answers:
             if answer.status_code == 503:
                 assert "busy" in problem(answer, 503) and int(answer.headers["Retry-After"]) > 0
+
+
+def test_a_worker_has_one_prediction_in_hand_and_tells_who_waits(new_server):
+    """Two slots, one worker: the second waits for the first, and is seen to wait."""
+    with new_server(SLOTS=2, WORKERS=1) as server:
+        data = [scene(1200, 1200, seed=n, compress="deflate") for n in range(3)]
+        with concurrent.futures.ThreadPoolExecutor(3) as pool:
+            asked = [pool.submit(server.mask, one) for one in data]
+            seen = set()
+            while not all(future.done() for future in asked):
+                lines = server.get("/metrics").text.splitlines()
+                told = dict(line.rsplit(" ", 1) for line in lines if line[0] != "#")
+                seen.add((told["minicnn_slots_taken"], told["minicnn_waiting"]))
+            assert all(future.result().ok for future in asked)
+    assert ("1.0", "2.0") in seen and "2.0" not in {slots for slots, _ in seen}, seen
+
+
+def test_who_hangs_up_while_it_waits_is_not_computed(new_server):
+    with new_server(WORKERS=1) as server:
+        with concurrent.futures.ThreadPoolExecutor(1) as pool:
+            first = pool.submit(server.mask, scene(2000, 2000, compress="deflate"))
+            time.sleep(0.5)
+            with pytest.raises(requests.Timeout):
+                server.mask(scene(300, 300, seed=8), timeout=0.5)
+            assert first.result().ok
+        time.sleep(0.5)
+        assert len(list((server.store / "cache").glob("[!.]*"))) == 1
 
 
 def test_requests_time_out(new_server):

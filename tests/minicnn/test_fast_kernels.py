@@ -459,6 +459,23 @@ def test_helpers_keep_off_the_callers_core(team, monkeypatch):
     assert os.sched_getaffinity(0) == cores
 
 
+def test_a_caller_may_do_with_fewer_threads(team):
+    team(3)
+    everybody = threading.Barrier(3, timeout=9)  # nobody passes before three are there
+
+    def who(count, job):
+        seen = []
+        threads.run(count, lambda _: (job(), seen.append(threading.get_ident())))
+        return set(seen)
+
+    with threads.at_most(1):
+        assert who(20, lambda: None) == {threading.get_ident()}
+        with threads.at_most(2):
+            assert len(who(20, lambda: time.sleep(0.01))) == 2
+        assert who(20, lambda: None) == {threading.get_ident()}
+    assert len(who(3, everybody.wait)) == 3
+
+
 def test_the_environment_sets_the_number_of_threads():
     code = "import minicnn; print(minicnn.num_threads())"
     found = subprocess.run(

@@ -14,8 +14,8 @@ import math
 import os
 import sys
 import threading
-from collections.abc import Callable
-from contextlib import suppress
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from functools import cache
 from queue import SimpleQueue
 from typing import Any
@@ -104,12 +104,13 @@ class _Team:
 
     def run(self, count: int, job: Job) -> None:
         task = _Task(count, job)
+        hands = min(count, self.size, _own.most)
         # Whoever finds the team at work for another caller does the task alone.
-        if count > 1 and self.size > 1 and self.busy.acquire(blocking=False):
+        if hands > 1 and self.busy.acquire(blocking=False):
             try:
                 self.hire()
                 self.keep_clear()
-                helpers = self.tasks[: count - 1]
+                helpers = self.tasks[: hands - 1]
                 for inbox in helpers:
                     inbox.put(task)
                 task.work()
@@ -169,10 +170,11 @@ class _Settings:
 
 
 class _Own(threading.local):
-    """A thread's work arrays, and whatever else it knows of them."""
+    """A thread's work arrays, whatever else it knows of them, and how many may help it."""
 
     def __init__(self) -> None:
         self.known: dict[Any, Any] = {}
+        self.most = sys.maxsize
 
 
 def _cores() -> int:
@@ -199,6 +201,20 @@ def set_num_threads(count: int) -> None:
         raise ValueError(f"expected at least one thread, not {count}")
     old, _team = _team, _Team(count)
     old.dismiss()
+
+
+@contextmanager
+def at_most(count: int) -> Iterator[None]:
+    """What this thread runs in the block is done by no more threads than these, itself included.
+
+    A team shortens the wait but costs more in all: where others wait for the cores anyway, each
+    caller does better on a part of them.
+    """
+    before, _own.most = _own.most, count
+    try:
+        yield
+    finally:
+        _own.most = before
 
 
 def run(count: int, job: Job) -> None:

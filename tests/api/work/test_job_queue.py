@@ -223,6 +223,7 @@ def test_a_disk_that_is_full_for_a_moment_loses_no_job(model_file, tmp_path, mon
 
 def parts(model_file, tmp_path):
     """The queue of a service without its server, and a scene."""
-    jobs = build(Settings.load({"model": model_file, "store": tmp_path / "store"})).jobs
+    settings = {"model": model_file, "store": tmp_path / "store", "slots": 1}
+    jobs = build(Settings.load(settings)).jobs
     (tmp_path / "scene.tif").write_bytes(scene())
     return jobs, Source(tmp_path / "scene.tif", "scene.tif", "0" * 64)
