@@ -5,7 +5,7 @@ PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
 .PHONY: train test test-gpu test-containers serve lint size notebooks weights-outputs sheets docs audit
 train: .venv/core
-	$(PY) -m segment.train $(if $(DATA),--data $(DATA),--pixel-size 0.6) $(ARGS)
+	$(PY) -m segment.train $(if $(DATA),--data $(DATA),--learn-at 0.6) $(ARGS)
 
 test: .venv/test lint
 	$(PY) -m pytest -n auto -m "not slow and not gpu and not containers"

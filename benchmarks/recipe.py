@@ -281,15 +281,15 @@ def main() -> None:
     parser.add_argument("--split", default="scene", help="a scenario or a split file")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--drawn", help="a model trained on drawn scenes: the run of `make train`")
-    parser.add_argument("--pixel-size", type=float, default=0.6)
+    parser.add_argument("--learn-at", type=float, default=0.6)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
     parser.add_argument("--tiles", type=int, default=BUDGET, help="that each row learns from")
     args = parser.parse_args()
-    store = open_store(find_scenes(args.data), pixel_size=args.pixel_size, cache=args.cache)
+    store = open_store(find_scenes(args.data), pixel_size=args.learn_at, cache=args.cache)
     split = make_split(store.tiles, args.split, 0)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
-    setting = f"{args.tiles:,} tiles at {args.pixel_size:g} m"
+    setting = f"{args.tiles:,} tiles at {args.learn_at:g} m"
     for seed in args.seeds:
         for row in args.rows:
             data, recipe = known(), ROWS[row]

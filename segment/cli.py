@@ -133,8 +133,8 @@ def add_pixel_size(to: argparse.ArgumentParser) -> None:
         "--pixel-size",
         type=positive,
         metavar="M",
-        help="ground resolution to learn at, in metres: scenes of another are resampled to it, "
-        "those that don't say are taken to have it (a CSV can say it of each)",
+        help="what a pixel of the scenes measures on the ground, in metres, where the files don't "
+        "say or are wrong; default: what they say (a CSV can say it of each), else the model's",
     )
 
 

@@ -1,5 +1,8 @@
 """What means: this can't be used, or can't be done here; one sentence says why."""
 
+from importlib import import_module
+from typing import Any
+
 
 class InputError(ValueError):
     """Bad input: one sentence that names the file and what was expected.
@@ -15,3 +18,11 @@ class InputError(ValueError):
 
 class DiskFull(InputError):
     """A file could not be written whole."""
+
+
+def needed(what: str, *packages: str) -> list[Any]:
+    """The packages, which an extra installs; InputError, saying what needs them, without one."""
+    try:
+        return [import_module(name) for name in packages]
+    except ImportError as error:
+        raise InputError(f"{what} needs {error.name}: pip install {error.name}") from None

@@ -25,7 +25,8 @@ class Settings:
     batch_size: int = AUTO_BATCH
     lr: float = LR
     patience: int = 15
-    pixel_size: float | None = None
+    pixel_size: float | None = None  # of the scenes, where their files don't say
+    learn_at: float | None = None  # the pixel size that they are resampled to
     seed: int = 0
     init: str | None = None
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
@@ -58,6 +59,8 @@ def read_settings(path: Path) -> Settings:
         known: Any = {  # of an older run a setting may be unknown, as long as it is off
             name: _frozen(value) for name, value in document.items() if name in names or value
         }
+        if "learn_at" not in known:  # a run of before 0.2 calls it so
+            known["learn_at"] = known.pop("pixel_size", None)
         return Settings(**known)
     except (AttributeError, TypeError) as error:
         raise InputError(f"{path}: expected the settings of a run ({error})") from None

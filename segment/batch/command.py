@@ -3,12 +3,11 @@
 import argparse
 import os
 from functools import partial
-from importlib.util import find_spec
 from typing import Any
 
 from segment.batch import doctor, images, jobs, stack
 from segment.cli import parser, positive, whole
-from segment.errors import InputError
+from segment.errors import InputError, needed
 from segment.predict import command as predict
 from segment.train import command as train
 
@@ -20,8 +19,7 @@ def main(arguments: list[str]) -> None:
     options = _parser().parse_args(own)
     if passed and options.command not in ("train", "predict"):
         raise InputError(f"{options.command} takes nothing after --")
-    if find_spec("boto3") is None:
-        raise InputError("AWS needs boto3: pip install boto3")
+    needed("AWS", "boto3")
     import boto3
     from botocore.exceptions import BotoCoreError, ClientError
 

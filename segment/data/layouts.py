@@ -8,16 +8,20 @@ import unicodedata
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import TypeVar
 
 from segment.data.polygons import SUFFIXES
 from segment.errors import InputError
-from segment.storage.paths import AnyPath, join, local
-from segment.storage.s3 import S3Path
+from segment.storage.paths import AnyPath, Source, join, local, to_path, to_source
+from segment.storage.web import WebPath
 
 _RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png", ".jp2", ".j2k", ".vrt"}
 _LABELS = ("gt", "masks", "labels")  # folders of labels, beside images*
 _DEEP = 8  # folders below the one that was named
 _POLYGONS = {*SUFFIXES}
+
+
+AsGiven = TypeVar("AsGiven", AnyPath, Source)
 
 
 @dataclass(frozen=True)
@@ -27,7 +31,7 @@ class Pair:
     below: the folders between the one that was named and the picture, as in `north/2023`.
     """
 
-    image: AnyPath
+    image: Source
     label: AnyPath | None
     scene: str = ""
     city: str = ""
@@ -35,9 +39,9 @@ class Pair:
     below: str = ""
 
 
-def as_given(path: AnyPath) -> AnyPath:
+def as_given(path: AsGiven) -> AsGiven:
     """The path in full, links not followed: a file is what its owner called it."""
-    return path if isinstance(path, S3Path) else Path(os.path.abspath(path))
+    return Path(os.path.abspath(path)) if isinstance(path, Path) else path
 
 
 def composed(name: str) -> str:
@@ -45,7 +49,7 @@ def composed(name: str) -> str:
     return unicodedata.normalize("NFC", name)
 
 
-def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
+def find_pairs(name: str | Source, labelled: bool) -> list[Pair]:
     """The pairs in a folder or a CSV file (or, unlabelled, one picture); InputError for none.
 
     A folder holds `images*` folders, each beside a `gt*`, `masks*` or `labels*` of the same ending
@@ -54,8 +58,11 @@ def find_pairs(path: AnyPath, labelled: bool) -> list[Pair]:
     NAME.geojson; or it is an `images*` folder itself. A CSV has the columns image, mask, scene,
     city, pixel_size, of which image and mask must be there; its paths count from its folder.
     Where no masks are asked for, all pictures below a folder are taken, but those in folders of
-    labels.
+    labels; a picture, or those of a CSV, may then be on a web server.
     """
+    path = to_path(name) if labelled else to_source(name)
+    if isinstance(path, WebPath):
+        return [Pair(path, None)]
     if path.is_dir():
         if labelled:
             pairs = _in_flat_folder(path) + _in_folders(path)
@@ -114,7 +121,7 @@ def _in_flat_folder(path: AnyPath) -> list[Pair]:
     return _paired([f for f in pictures if f not in masks], _by_stem(masks + polygons), {})
 
 
-def _is_mask(picture: AnyPath) -> bool:
+def _is_mask(picture: Source) -> bool:
     return picture.stem.endswith(("_gt", "_mask"))
 
 
@@ -179,8 +186,8 @@ def _in_csv(path: AnyPath, labelled: bool) -> list[Pair]:
     needed = {"image", "mask"} if labelled else {"image"}
     return [
         Pair(
-            join(path.parent, row["image"]),
-            join(path.parent, row["mask"]) if labelled else None,
+            (to_path if labelled else to_source)(join(path.parent, row["image"])),
+            to_path(join(path.parent, row["mask"])) if labelled else None,
             row.get("scene", ""),
             row.get("city", ""),
             _metres(row.get("pixel_size", ""), path),

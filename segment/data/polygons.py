@@ -12,7 +12,7 @@ from rasterio.errors import CRSError
 from rasterio.features import bounds
 
 from segment.data.ground import WGS84
-from segment.errors import InputError
+from segment.errors import InputError, needed
 
 SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet", ".geoparquet")
 SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")  # a .shp is one file of these
@@ -151,7 +151,7 @@ def _crs_named(member: dict[str, Any]) -> CRS:
 
 def _layer(path: Path, kind: str) -> tuple[list[Any], CRS]:
     """The polygons of a file that GDAL reads: of its only layer of such, or of one `buildings`."""
-    pyogrio, shapely = _needed(path, kind, "pyogrio", "shapely")
+    pyogrio, shapely = needed(f"{path}, a {kind},", "pyogrio", "shapely")
     try:
         layers = [(name, told or "") for name, told in pyogrio.list_layers(path)]
         areas = [n for n, told in layers if "Polygon" in told or told in ("", "Unknown")] or [
@@ -175,7 +175,9 @@ def _layer(path: Path, kind: str) -> tuple[list[Any], CRS]:
 
 
 def _geoparquet(path: Path) -> tuple[list[Any], CRS]:
-    arrow, parquet, shapely = _needed(path, "GeoParquet", "pyarrow", "pyarrow.parquet", "shapely")
+    arrow, parquet, shapely = needed(
+        f"{path}, a GeoParquet,", "pyarrow", "pyarrow.parquet", "shapely"
+    )
     try:
         file = parquet.ParquetFile(path)
         about = json.loads((file.schema_arrow.metadata or {})[b"geo"])
@@ -196,14 +198,3 @@ def _mapped(geometries: Any) -> list[Any]:
 
     known = [geometry for geometry in geometries if geometry is not None]
     return [json.loads(text) for text in shapely.to_geojson(known)]
-
-
-def _needed(path: Path, kind: str, *names: str) -> list[Any]:
-    from importlib import import_module
-
-    try:
-        return [import_module(name) for name in names]
-    except ImportError as error:
-        raise InputError(
-            f"{path} is a {kind}, and that needs the package {error.name}: pip install {error.name}"
-        ) from None

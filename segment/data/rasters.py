@@ -29,8 +29,10 @@ from rasterio.windows import Window
 
 from minicnn.files import atomic_write
 from segment.errors import DiskFull, InputError
-from segment.storage.paths import AnyPath, part, to_path
+from segment.storage import web
+from segment.storage.paths import AnyPath, Source, part, to_path, to_source
 from segment.storage.s3 import S3Path, gdal_options, session
+from segment.storage.web import WebPath
 
 T = TypeVar("T")
 
@@ -59,17 +61,19 @@ WORLD_FILES = (".tfw", ".jgw", ".pgw", ".wld")
 _ORIENTATION = 274  # a TIFF's tag, and EXIF's
 _MOST_TAGS = 4096  # of a TIFF's directory: real ones have some twenty
 _PNG_END = b"IEND\xaeB`\x82"
+_REMOTE = ("s3://", "https://", "http://")
 _PAUSES = (0.2, 0.5, 1, 2, 4)  # seconds before a remote raster is tried again
 
 
 @contextmanager
-def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReader]:
+def open_raster(path: str | Source, own: bool = False) -> Iterator[DatasetReader]:
     """Open a GeoTIFF, JPEG or PNG, told apart by its first bytes; InputError for anything else.
 
-    With `own`, JPEG 2000, GeoPackage and VRT, too: for the files of whoever runs the command, since
-    a VRT makes GDAL open any other file. One in a bucket is read where it lies, window by window.
+    With `own`, for the files of whoever runs the command, JPEG 2000 and GeoPackage, too, and VRT,
+    which makes GDAL open any other file; and files on web servers. What is in a bucket or on a
+    server is read where it lies, window by window.
     """
-    path = to_path(path)
+    path = to_source(path) if own else to_path(path)
     driver = driver_of(path, own)
     if driver is None:
         raise InputError(f"{path} is empty or no picture: a GeoTIFF, JPEG or PNG was expected")
@@ -84,7 +88,7 @@ def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReade
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
-            if _is_turned(path, dataset):
+            if is_turned(path, dataset) and not is_placed(dataset):
                 raise InputError(
                     f"{path} is to be turned before it is shown (EXIF orientation): save it upright"
                 )
@@ -93,15 +97,18 @@ def open_raster(path: str | AnyPath, own: bool = False) -> Iterator[DatasetReade
             yield dataset
 
 
-def _is_turned(path: AnyPath, dataset: DatasetReader) -> bool:
-    """Whether its rows and columns are not those to show; of a GeoTIFF its place alone says so."""
+def is_placed(dataset: DatasetReader) -> bool:
+    return not dataset.transform.is_identity or bool(dataset.gcps[0])
+
+
+def is_turned(path: Source, dataset: DatasetReader) -> bool:
+    """Whether its rows and columns are not those to show."""
     if dataset.driver == "GTiff":
-        placed = not dataset.transform.is_identity or bool(dataset.gcps[0])
-        return not placed and _tiff_orientation(path) not in (0, 1)
+        return _tiff_orientation(path) not in (0, 1)
     return dataset.tags().get("EXIF_Orientation", "1") not in ("0", "1")
 
 
-def _tiff_orientation(path: AnyPath) -> int:
+def _tiff_orientation(path: Source) -> int:
     """The orientation of a TIFF's first picture, 1 where it says nothing: GDAL doesn't tell.
 
     Its directory: entries of tag, type, count, value (TIFF 6.0, section 2; BigTIFF has wider ones).
@@ -120,7 +127,7 @@ def _tiff_orientation(path: AnyPath) -> int:
 
 
 @contextmanager
-def _tidied(path: AnyPath, driver: str) -> Iterator[str]:
+def _tidied(path: Source, driver: str) -> Iterator[str]:
     """The name to open a file by: of a copy without its stray bytes, if it is a JPEG with some.
 
     Viewers skip bytes between the segments of a JPEG; here a warning of damage is an error.
@@ -129,7 +136,7 @@ def _tidied(path: AnyPath, driver: str) -> Iterator[str]:
     if driver == "JPEG" and isinstance(path, Path):
         tidy = _without_stray_bytes(path)
     if tidy is None or not isinstance(path, Path):
-        yield str(path.absolute())
+        yield str(path.absolute() if isinstance(path, Path) else path)
         return
     with tempfile.TemporaryDirectory(prefix="minicnn-") as folder:
         copy = Path(folder) / path.name
@@ -165,21 +172,27 @@ def _without_stray_bytes(path: Path) -> bytes | None:
     return None
 
 
-def _environment(path: AnyPath) -> rasterio.Env:
+def _environment(path: Source) -> rasterio.Env:
+    if isinstance(path, WebPath):
+        return rasterio.Env(**_STRICT, **web.gdal_options(path))
     if isinstance(path, S3Path):
         return rasterio.Env(AWSSession(session()), **_STRICT, **gdal_options(path))
     return rasterio.Env(**_STRICT)
 
 
-def driver_of(path: AnyPath, own: bool = False) -> str | None:
-    """The GDAL driver for a file's content; None where it is no raster that may be opened."""
+def driver_of(path: Source, own: bool = False) -> str | None:
+    """The GDAL driver for a file's content; None where it is no raster that may be opened.
+
+    A VRT is one's own only where it lies on this machine or in one's bucket.
+    """
     if isinstance(path, Path) and not path.is_file():
         raise InputError(f"{path}: no such file")
     start, known = part(path, 0, 64), _FIRST_BYTES
     if own:
         known = known | _OWN_FIRST_BYTES
         start = re.sub(rb"^(\xef\xbb\xbf)?\s*(<\?xml[^>]*>)?\s*(?=<)", b"", start)
-    return next((name for magic, name in known.items() if start.startswith(magic)), None)
+    driver = next((name for magic, name in known.items() if start.startswith(magic)), None)
+    return None if driver == "VRT" and isinstance(path, WebPath) else driver
 
 
 @contextmanager
@@ -195,7 +208,7 @@ def _opened(name: str, driver: str) -> DatasetReader:
     GDAL asks again by itself only where a server is busy. Closing a file makes it forget what it
     has read of it, broken as it may be.
     """
-    for seconds in _PAUSES if name.startswith("s3://") else ():
+    for seconds in _PAUSES if name.startswith(_REMOTE) else ():
         with suppress(RasterioIOError):
             return rasterio.open(name, driver=driver)
         time.sleep(seconds)
@@ -207,7 +220,7 @@ def patiently(dataset: DatasetReader, read: Callable[[DatasetReader], T]) -> T:
     try:
         return read(dataset)
     except RasterioIOError:
-        if not dataset.name.startswith("s3://"):
+        if not dataset.name.startswith(_REMOTE):
             raise
     for seconds in _PAUSES:
         time.sleep(seconds)
@@ -223,13 +236,13 @@ def naming(dataset: DatasetReader) -> Iterator[None]:
         yield
     except RasterioIOError as error:
         name = dataset.name
-        broken = f"{name} is cut off or damaged{_or(to_path(name))}: it can't be read whole"
+        broken = f"{name} is cut off or damaged{_or(name)}: it can't be read whole"
         raise InputError(broken) from error
 
 
-def _or(path: AnyPath) -> str:
+def _or(path: object) -> str:
     """What else may be at fault: GDAL doesn't tell."""
-    return ", or the connection breaks" if isinstance(path, S3Path) else ""
+    return ", or the connection breaks" if f"{path}".startswith(_REMOTE) else ""
 
 
 @contextmanager

@@ -19,8 +19,9 @@ from rasterio.errors import NodataShadowWarning
 from rasterio.io import DatasetReader, MemoryFile
 from rasterio.windows import Window
 
-from segment.data.rasters import naming, patiently, unplaced_is_fine
+from segment.data.rasters import is_placed, is_turned, naming, patiently, unplaced_is_fine
 from segment.errors import InputError
+from segment.storage.paths import to_source
 
 AUTO = "auto"
 PERCENTILES = 2, 98  # of a scene's values, which `auto` makes black and white
@@ -106,6 +107,9 @@ def _look(dataset: DatasetReader, reading: Reading) -> Look:
     if dataset.tags(ns="IMAGE_STRUCTURE").get("SOURCE_COLOR_SPACE") in ("CMYK", "YCCK"):
         raise InputError(f"{dataset.name} is in the colours of print (CMYK), not RGB")
     notes: list[str] = []
+    if is_placed(dataset) and is_turned(to_source(dataset.name), dataset):
+        about = f"{dataset.name} has a place, and is to be turned before it is shown (EXIF "
+        notes.append(about + "orientation): it is read as it lies, as GIS programs read it")
     alphas = _alphas(dataset, reading, notes)
     palette = _palette(dataset, reading)
     bands = (1,) if palette is not None else _bands(dataset, reading, alphas, notes)

@@ -14,7 +14,7 @@ from segment.data.ground import ground_pixel_size
 from segment.data.layouts import Pair, as_given, composed, find_pairs
 from segment.data.rasters import SIDECARS, WORLD_FILES, open_raster
 from segment.errors import InputError
-from segment.storage.paths import AnyPath, local, to_path
+from segment.storage.paths import AnyPath, Source, local
 
 _CITY = re.compile(r"^(.+?)(\d+)(_|$)")
 _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
@@ -31,7 +31,7 @@ class Scene:
     below: the folders between the one that was named and the picture.
     """
 
-    image: AnyPath
+    image: Source
     label: Path | None
     stem: str
     scene: str
@@ -41,7 +41,7 @@ class Scene:
 
 
 def find_scenes(
-    paths: Iterable[str | AnyPath],
+    paths: Iterable[str | Source],
     labelled: bool = True,
     cache: str | Path | None = None,
     faulty: list[InputError] | None = None,
@@ -58,10 +58,10 @@ def find_scenes(
     list `faulty`, what is wrong with a single picture goes there, and the others are found. What
     lies in the folder `but` is left out.
     """
-    pairs = [pair for path in paths for pair in find_pairs(to_path(path), labelled)]
+    pairs = [pair for path in paths for pair in find_pairs(path, labelled)]
     if but is not None:
         pairs = [p for p in pairs if not f"{as_given(p.image)}".startswith(f"{as_given(but)}/")]
-    once: dict[AnyPath, Scene] = {}
+    once: dict[Source, Scene] = {}
     for pair in _fetched(pairs, cache) if labelled else pairs:
         try:
             scene = _scene(pair)
@@ -78,6 +78,11 @@ def find_scenes(
     return sorted(
         _unique(_one_ground(scenes), labelled), key=lambda scene: (scene.city, scene.stem)
     )
+
+
+def sized(scenes: Sequence[Scene], pixel_size: float | None) -> list[Scene]:
+    """The scenes, their pixels taken to measure so many metres, whatever their files say."""
+    return [replace(scene, pixel_size=pixel_size or scene.pixel_size) for scene in scenes]
 
 
 def _fetched(pairs: Sequence[Pair], cache: str | Path | None) -> list[Pair]:
@@ -110,7 +115,7 @@ def _scene(pair: Pair) -> Scene:
     return Scene(image, label, stem, pair.scene or scene, pair.city or city, size, pair.below)
 
 
-def _set_name(image: AnyPath) -> str:
+def _set_name(image: Source) -> str:
     """The name of the folder that holds the set: `images*` and `train` say nothing about it."""
     folder = as_given(image).parent
     while folder.name.startswith("images") or folder.name == "train":
@@ -126,7 +131,7 @@ def _slippy(stem: str) -> tuple[int, int, int] | None:
     return _tile_of(*told.groups())
 
 
-def _tile(image: AnyPath, stem: str) -> tuple[int, int, int] | None:
+def _tile(image: Source, stem: str) -> tuple[int, int, int] | None:
     """x, y, zoom of a slippy tile, by its name or by its path, as in 20/619224/523264.png."""
     zoom, x = image.parent.parent.name, image.parent.name
     by_path = all(re.fullmatch(r"\d+", part) for part in (zoom, x, stem)) and zoom in _ZOOMS

@@ -156,12 +156,6 @@ def classes(coverage: Any) -> Any:
     return xp.where(coverage == IGNORE, xp.uint8(IGNORE), kinds)
 
 
-def tile_grid(height: int, width: int, size: int = TILE) -> list[tuple[int, int]]:
-    """First (row, column) of each whole tile of a scene, row by row; the remainder is dropped."""
-    rows, cols = range(0, height - size + 1, size), range(0, width - size + 1, size)
-    return [(row, col) for row in rows for col in cols]
-
-
 def open_store(
     scenes: Sequence[Scene],
     reading: Reading | None = None,

@@ -14,6 +14,7 @@ from minicnn.backend import choose_device
 from segment.cli import (
     add_data,
     add_device,
+    add_pixel_size,
     add_reading,
     add_separate,
     check_folder,
@@ -22,7 +23,7 @@ from segment.cli import (
     within,
 )
 from segment.data.labels import BUILDING, IGNORE
-from segment.data.scenes import find_scenes
+from segment.data.scenes import find_scenes, sized
 from segment.data.splits import SCENARIOS, Split, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
@@ -184,13 +185,7 @@ def _parser() -> argparse.ArgumentParser:
         help="score the test part of this split; default: with --data all tiles, without it "
         "the test part that the model has not been trained on",
     )
-    p.add_argument(
-        "--pixel-size",
-        type=positive,
-        metavar="M",
-        help="the data's own ground resolution in metres, where the files don't say or are wrong; "
-        "it is resampled to the model's",
-    )
+    add_pixel_size(p)
     add_reading(p)
     p.add_argument(
         "--score-at",
@@ -242,12 +237,10 @@ def _choose(
     if folder is not None and options.data is None:
         own = read_settings(folder.config)
     paths = options.data or (own and own.data) or default_scenes(options.cache)
-    pixel_size = own.pixel_size if own else model.info.pixel_size
-    pixel_size = options.score_at or pixel_size
     scenes = find_scenes(paths, cache=options.cache)
-    if options.pixel_size:
-        scenes = [replace(scene, pixel_size=options.pixel_size) for scene in scenes]
-    store = open_store(scenes, model.info.reading, pixel_size, options.cache)
+    scenes = sized(scenes, options.pixel_size or (own.pixel_size if own else None))
+    score_at = options.score_at or (own.learn_at if own else model.info.pixel_size)
+    store = open_store(scenes, model.info.reading, score_at, options.cache)
 
     trained = model.info.trained
     scenario = options.split or (trained.get("split") if options.data is None else None)

@@ -1,6 +1,5 @@
 """Masks to building outlines: what a map or a GIS wants instead of pixels."""
 
-import importlib
 import json
 import os
 import tempfile
@@ -15,7 +14,7 @@ from numpy.typing import NDArray
 from rasterio.crs import CRS
 
 from minicnn.files import atomic_write
-from segment.errors import DiskFull, InputError
+from segment.errors import DiskFull, InputError, needed
 from segment.geo.buildings import Buildings, all_buildings
 from segment.geo.right_angles import right_angled
 from segment.geo.separate import TOGETHER, Separation
@@ -40,11 +39,7 @@ class Footprints:
 
 def require_vector(*more: str) -> None:
     """Raise InputError where the packages that outlines need, and `more`, aren't installed."""
-    for name in ("shapely", "pyproj", "pyogrio", *more):
-        try:
-            importlib.import_module(name)
-        except ImportError:
-            raise InputError(f"footprints need the package {name}: pip install {name}") from None
+    needed("drawing outlines", "shapely", "pyproj", "pyogrio", *more)
 
 
 def require_place(crs: CRS | None, transform: Affine, name: str | Path) -> None:
@@ -218,18 +213,8 @@ def write(footprints: Footprints, path: str | Path) -> None:
     elif ending in DRIVERS:
         write_layer(footprints, path, DRIVERS[ending])
     else:
-        write_geojson(footprints, path)
-
-
-def write_geojson(footprints: Footprints, path: str | Path) -> None:
-    """`feature_collection` as a file."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(feature_collection(footprints)))
-
-
-def write_geopackage(footprints: Footprints, path: str | Path) -> None:
-    """`write_layer` as a GeoPackage."""
-    write_layer(footprints, path, DRIVERS[".gpkg"])
+        with atomic_write(path) as temporary:
+            temporary.write_text(json.dumps(feature_collection(footprints)))
 
 
 def write_layer(footprints: Footprints, path: str | Path, driver: str) -> None:

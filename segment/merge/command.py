@@ -23,6 +23,7 @@ from segment.merge.mosaic import (
     rows_of_blocks,
     write_vrt,
 )
+from segment.predict.scene import COLOURS, mask_tags
 from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
 from segment.progress import progress
 from segment.storage.paths import AnyPath, local, to_path, writing
@@ -101,7 +102,8 @@ def merge(out: AnyPath, plan: Plan, options: argparse.Namespace) -> None:
             print(out / f"{name}.vrt")
             if options.cog:
                 with writing(out / f"{name}.tif") as file:
-                    _write_cog(mosaic, masks, file)
+                    tags = mask_tags(plan.request["name"], plan.request["threshold"])
+                    _write_cog(mosaic, masks, file, tags)
                 print(out / f"{name}.tif")
         with writing(out / "footprints.parquet") as file:
             of = masks, options, plan.request["name"]
@@ -110,10 +112,10 @@ def merge(out: AnyPath, plan: Plan, options: argparse.Namespace) -> None:
         print(f"{out / 'footprints.parquet'}: {count} buildings")
 
 
-def _write_cog(mosaic: Mosaic, masks: Masks, path: Path) -> None:
+def _write_cog(mosaic: Mosaic, masks: Masks, path: Path, tags: dict[str, str]) -> None:
     size = {"height": mosaic.height, "width": mosaic.width, "count": 1, "dtype": "uint8"}
-    profile = size | {"crs": mosaic.crs, "transform": mosaic.transform}
-    with write_cog(path, profile) as dataset:
+    profile = size | {"crs": mosaic.crs, "transform": mosaic.transform, "colormap": COLOURS}
+    with write_cog(path, profile, tags) as dataset:
         for row in rows_of_blocks(mosaic, masks):
             for block in row:
                 window = Window(block.col, block.row, *reversed(block.mask.shape))

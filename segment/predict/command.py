@@ -4,7 +4,6 @@ import argparse
 import logging
 import os
 import sys
-import time
 from collections import Counter
 from collections.abc import Sequence
 from dataclasses import asdict, replace
@@ -17,20 +16,9 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-import minicnn
 from minicnn.backend import choose_device
 from minicnn.files import atomic_write, digest
-from segment.cli import (
-    add_device,
-    add_outlines,
-    add_reading,
-    add_separate,
-    check_folder,
-    parser,
-    positive,
-    whole,
-    within,
-)
+from segment import cli
 from segment.data.ground import ground_pixel_size, in_crs, place_of
 from segment.data.layouts import as_given, composed
 from segment.data.rasters import open_raster, shifted, write_cog
@@ -44,11 +32,12 @@ from segment.geo.style import QML
 from segment.model import Model, load_model, model_file, model_name
 from segment.plots import overlay
 from segment.predict import shards
-from segment.predict.instances import found_in, write_instances, write_parted
+from segment.predict.instances import found_in, write_buildings
 from segment.predict.scene import (
     OVERLAP,
     check_overlap,
     mask_profile,
+    mask_tags,
     scene_bands,
     separation,
     write_band,
@@ -57,7 +46,7 @@ from segment.predict.scene import (
 )
 from segment.predict.views import add_views
 from segment.progress import progress
-from segment.storage.paths import AnyPath, to_path, writing
+from segment.storage.paths import AnyPath, to_path, to_source, writing
 from segment.storage.s3 import S3Path
 
 ENDINGS = {
@@ -122,7 +111,7 @@ def _complain(errors: Sequence[InputError], what: str) -> None:
 def _scenes(options: argparse.Namespace, faulty: list[InputError]) -> list[Scene]:
     """The scenes to do; masks of an earlier run, in the folder --out, are none."""
     out = to_path(options.out)
-    given = [as_given(to_path(name)) for name in options.scenes]
+    given = [as_given(to_source(name)) for name in options.scenes]
     inside = any(f"{as_given(out)}".startswith(f"{folder}/") for folder in given)
     but = out if inside and out.is_dir() else None
     return find_scenes(options.scenes, labelled=False, faulty=faulty, but=but)
@@ -142,7 +131,7 @@ def _check_options(options: argparse.Namespace) -> None:
 
 
 def arguments() -> argparse.ArgumentParser:
-    p = parser(
+    p = cli.parser(
         "predict",
         "Find the buildings in aerial scenes of any size. Memory grows with a scene's width, not "
         "its height; png, outlines and --min-area hold a whole mask (png the photograph, too).",
@@ -166,7 +155,7 @@ def arguments() -> argparse.ArgumentParser:
     )
     p.add_argument(
         "--threshold",
-        type=within(0, 1),
+        type=cli.within(0, 1),
         metavar="F",
         help="probability from which a pixel is building; default: the model's own, one for "
         "masks and one for outlines",
@@ -174,22 +163,16 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument(
         "--overlap", type=int, default=OVERLAP, metavar="N", help="least overlap of windows, pixels"
     )
-    p.add_argument(
-        "--pixel-size",
-        type=positive,
-        metavar="M",
-        help="the scenes' own ground resolution in metres, where the files don't say or are wrong; "
-        "they are resampled to the model's",
-    )
+    cli.add_pixel_size(p)
     p.add_argument(
         "--crs",
         type=_crs,
         metavar="CRS",
         help="the CRS of scenes that have coordinates without one (a world file), as EPSG:32633",
     )
-    add_reading(p)
-    add_outlines(p)
-    add_separate(p, "outlines and instances yes, masks and pictures no")
+    cli.add_reading(p)
+    cli.add_outlines(p)
+    cli.add_separate(p, "outlines and instances yes, masks and pictures no")
     _add_shards(p)
     p.add_argument(
         "--right-angles",
@@ -198,7 +181,7 @@ def arguments() -> argparse.ArgumentParser:
         "wall, by default 1 m",
     )
     add_views(p)
-    add_device(p)
+    cli.add_device(p)
     return p
 
 
@@ -206,14 +189,14 @@ def _add_shards(to: argparse.ArgumentParser) -> None:
     """What one of many processes does."""
     to.add_argument(
         "--shards",
-        type=whole(1),
+        type=cli.whole(1),
         metavar="N",
         help="do a share of the work, one of N; the folder --out then holds the plan and the "
         "masks, which `python -m segment.merge` makes one",
     )
     to.add_argument(
         "--shard",
-        type=whole(0),
+        type=cli.whole(0),
         metavar="I",
         help="which share, 0 to N - 1; default: the index in an AWS Batch array or the MPI rank; "
         "without any, the plan is made and nothing else",
@@ -251,7 +234,7 @@ def _outputs(found: Sequence[Scene], out: str, form: str) -> list[AnyPath]:
     inputs = {scene.image.resolve() for scene in found}
     for scene, target in zip(found, paths, strict=True):
         if isinstance(target, Path):
-            check_folder(target.parent)
+            cli.check_folder(target.parent)
         if taken[target] > 1:
             raise InputError(f"{scene.image}: another scene is to give {target}, too")
         if target.resolve() in inputs:
@@ -284,17 +267,18 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         bar = partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch")
         bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
         how = separation(model, dataset, size, options.threshold) if separate else TOGETHER
-        tags = _tags(options, threshold)
+        tags = mask_tags(model_name(options.model), threshold)
         if options.format == "probability":
+            del tags["MINICNN_THRESHOLD"]
             write_bands(bands, path, dataset, None, tags)
         elif options.format == "tif" and separate:
-            write_parted(bands, path, dataset, threshold, how, tags)
+            write_buildings(bands, path, dataset, threshold, how, tags, ids=False)
         elif options.format == "tif" and options.min_area:
             write_large(bands, path, dataset, threshold, options.min_area / (size or 1) ** 2, tags)
         elif options.format == "tif":
             write_bands(bands, path, dataset, threshold, tags)
         elif options.format == "instances":
-            write_instances(bands, path, dataset, threshold, how, tags)
+            write_buildings(bands, path, dataset, threshold, how, tags, ids=True)
         elif options.format == "png":
             mark = np.concatenate([band.marks(threshold) for band in bands])
             if separate:
@@ -314,8 +298,10 @@ def _checked_place(
     """CRS and transform of a scene; InputError, before the work, where the format needs more."""
     crs, transform = place_of(dataset)
     if transform and not crs:
-        about = "%s has coordinates without a CRS: --crs says which they are in"
-        log.warning(about, scene.image)
+        about = f"{scene.image} has coordinates without a CRS: --crs EPSG:... says which it is"
+        if options.format in VECTORS:
+            raise InputError(f"{about}, and outlines need it")
+        log.warning("%s", about)
     transform = transform or dataset.transform
     if options.format in VECTORS:
         footprints.require_vector(*(["pyarrow"] if options.format == "parquet" else []))
@@ -323,19 +309,6 @@ def _checked_place(
     elif options.min_area and not size:
         raise InputError(f"{scene.image} has no pixel size, so --min-area needs --pixel-size")
     return crs, transform
-
-
-def _tags(options: argparse.Namespace, threshold: float) -> dict[str, str]:
-    """What a mask says of how it came about."""
-    file = model_file(options.model)
-    about = {
-        "TIFFTAG_SOFTWARE": f"minicnn {minicnn.__version__}",
-        "TIFFTAG_DATETIME": time.strftime("%Y:%m:%d %H:%M:%S"),
-        "MINICNN_MODEL": f"{file.name} {digest(file)[:16]}",
-    }
-    if options.format != "probability":
-        about["MINICNN_THRESHOLD"] = f"{threshold:g}"
-    return about
 
 
 def _predict_shard(options: argparse.Namespace) -> None:
@@ -346,7 +319,7 @@ def _predict_shard(options: argparse.Namespace) -> None:
     if options.min_area or options.simplify or options.right_angles or options.crs:
         raise InputError("--shards: masks only; `python -m segment.merge` draws the outlines")
     if isinstance(out, Path):
-        check_folder(out)
+        cli.check_folder(out)
     model = load_model(options.model)
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)

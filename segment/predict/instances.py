@@ -27,38 +27,29 @@ def marks_of(bands: Iterable[Band], shape: tuple[int, int], threshold: float) ->
     return marks
 
 
-Tags = Mapping[str, str]
-
-
-def write_instances(
-    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation, tags: Tags
+def write_buildings(
+    bands: Iterable[Band],
+    path: Path,
+    dataset: Any,
+    threshold: float,
+    how: Separation,
+    tags: Mapping[str, str],
+    ids: bool,
 ) -> None:
-    """Write whose each pixel is, as a GeoTIFF of 32 bits: a building's id, 0 where none's."""
-    if dataset.width * dataset.height >= 2**32:
+    """Write a GeoTIFF with, of 32 bits, the id of each pixel's building, 0 where there is none; or
+    without `ids` a mask, 0 and 255, with a line of 0 between buildings that touch."""
+    if ids and dataset.width * dataset.height >= 2**32:
         raise InputError(
             f"{dataset.name} has {dataset.width * dataset.height:,} pixels, and ids of 32 bits "
             "reach for fewer: predict with --shards, or ask for outlines"
         )
-    with write_cog(path, mask_profile(dataset, "uint32"), tags) as out:
-        _draw(bands, out, dataset, threshold, how)
-
-
-def write_parted(
-    bands: Iterable[Band], path: Path, dataset: Any, threshold: float, how: Separation, tags: Tags
-) -> None:
-    """Write a mask, 0 and 255, with a line of 0 between buildings that touch; tags as above."""
-    with write_cog(path, mask_profile(dataset, "uint8"), tags) as out:
-        _draw(bands, out, dataset, threshold, how)
-
-
-def _draw(bands: Iterable[Band], out: Any, dataset: Any, limit: float, how: Separation) -> None:
-    """Draw ids where the raster is of 32 bits, else the mask."""
-    found = all_buildings(marks_of(_noting_validity(bands, out), dataset.shape, limit), how)
-    draw = found.numbers if out.dtypes[0] == "uint32" else found.parted
-    for row in range(0, dataset.height, STRIP):
-        rows = slice(row, min(row + STRIP, dataset.height))
-        window = Window(0, row, dataset.width, rows.stop - row)
-        out.write(draw(rows, dataset.width), 1, window=window)
+    with write_cog(path, mask_profile(dataset, "uint32" if ids else "uint8"), tags) as out:
+        found = found_in(_noting_validity(bands, out), dataset, threshold, how)
+        draw = found.numbers if ids else found.parted
+        for row in range(0, dataset.height, STRIP):
+            rows = slice(row, min(row + STRIP, dataset.height))
+            window = Window(0, row, dataset.width, rows.stop - row)
+            out.write(draw(rows, dataset.width), 1, window=window)
 
 
 def _noting_validity(bands: Iterable[Band], out: Any) -> Iterator[Band]:

@@ -1,6 +1,7 @@
 """A scene of any size through the network, in bands from top to bottom: masks and probabilities."""
 
 import logging
+import time
 from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from pathlib import Path
@@ -10,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 from rasterio.features import rasterize, shapes
 
+import minicnn
 from segment.data.ground import ground_pixel_size, place_of, working_shape
 from segment.data.rasters import Window, open_raster, write_cog, write_raster
 from segment.data.reading import look, read_pixels, read_valid
@@ -17,15 +19,7 @@ from segment.data.scenes import find_scenes
 from segment.errors import InputError
 from segment.geo.separate import Separation, marks
 from segment.model import Model
-from segment.predict.blending import (
-    WINDOW,
-    Box,
-    Floats,
-    Progress,
-    blended_bands,
-    resampled_bands,
-    source_box,
-)
+from segment.predict import blending
 from segment.predict.views import averaged
 from segment.storage.paths import AnyPath
 
@@ -41,7 +35,7 @@ class Band:
 
     row: int
     valid: NDArray[np.bool_]  # (rows, W)
-    probability: Floats  # (rows, W); 0 where invalid
+    probability: blending.Floats  # (rows, W); 0 where invalid
 
     def mask(self, threshold: float) -> NDArray[np.uint8]:
         """255 where there is a building, 0 elsewhere; what isn't valid is no building."""
@@ -58,8 +52,8 @@ def scene_bands(
     dataset: Any,
     overlap: int = OVERLAP,
     pixel_size: float | None = None,
-    progress: Progress = iter,
-    box: Box | None = None,
+    progress: blending.Progress = iter,
+    box: blending.Box | None = None,
     views: int = 1,
 ) -> Iterator[Band]:
     """Predict an open scene, or a box of it to the same bits, from top to bottom.
@@ -82,12 +76,12 @@ def scene_bands(
         place = cols.start * scale[1], rows.start * scale[0], size[1] * scale[1], size[0] * scale[0]
         return read_pixels(dataset, model.info.reading, Window(*place), size)
 
-    inner = box if grid == shape else source_box(grid, shape, box)
+    inner = box if grid == shape else blending.source_box(grid, shape, box)
     multiple = model.net.multiple
     predict = averaged(model.predict, views)
-    bands = blended_bands(predict, read, grid, overlap, multiple, progress, inner)
+    bands = blending.blended_bands(predict, read, grid, overlap, multiple, progress, inner)
     if grid != shape:
-        bands = resampled_bands(bands, grid, shape, box)
+        bands = blending.resampled_bands(bands, grid, shape, box)
     row, seen = 0, False
     for probability in bands:
         height, width = probability.shape
@@ -100,8 +94,8 @@ def scene_bands(
 
 
 def check_overlap(overlap: int) -> None:
-    if not 0 <= overlap <= WINDOW // 2:
-        raise InputError(f"the overlap must be 0 to {WINDOW // 2} pixels, not {overlap}")
+    if not 0 <= overlap <= blending.WINDOW // 2:
+        raise InputError(f"the overlap must be 0 to {blending.WINDOW // 2} pixels, not {overlap}")
 
 
 def separation(
@@ -156,6 +150,16 @@ def mask_profile(dataset: Any, dtype: str) -> dict[str, Any]:
     size = {"height": dataset.height, "width": dataset.width}
     colours = {"colormap": COLOURS} if dtype == "uint8" else {}
     return {"driver": "GTiff", "count": 1, "dtype": dtype, **size, **place, **colours}
+
+
+def mask_tags(model: str, threshold: float) -> dict[str, str]:
+    """What a mask says of how it came about; `model` is its name."""
+    return {
+        "TIFFTAG_SOFTWARE": f"minicnn {minicnn.__version__}",
+        "TIFFTAG_DATETIME": time.strftime("%Y:%m:%d %H:%M:%S"),
+        "MINICNN_MODEL": model,
+        "MINICNN_THRESHOLD": f"{threshold:g}",
+    }
 
 
 def write_bands(

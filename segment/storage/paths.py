@@ -1,4 +1,4 @@
-"""A path or an s3:// URI, the same everywhere.
+"""A path or an s3:// URI, the same everywhere; for scenes to predict a URL, too.
 
 `to_path` turns what a user named into a `Path` or an `S3Path`, which answers the questions that
 the application asks of a `Path`. What is read whole is fetched into a cache on the disk (`local`),
@@ -19,17 +19,21 @@ from typing import TypeAlias
 from minicnn.files import atomic_write, stamp
 from segment.errors import InputError
 from segment.storage.s3 import FILES_AT_ONCE, Missing, S3Path
+from segment.storage.web import SCHEMES, WebPath
 
 AnyPath: TypeAlias = Path | S3Path
+Source: TypeAlias = AnyPath | WebPath  # what a scene may be read from
 
 
-def to_path(name: str | AnyPath) -> AnyPath:
+def to_path(name: str | Source) -> AnyPath:
     """What a user named: s3://bucket/key, or a path on this machine."""
     if isinstance(name, S3Path):
         return name
     scheme, slash, rest = str(name).partition(":/")  # pathlib makes one slash of two
+    if slash and scheme in SCHEMES:
+        raise InputError(f"{name}: only a scene to predict may be on a web server: fetch it first")
     if not slash or scheme != "s3":
-        return Path(name)
+        return Path(str(name))
     bucket, _, key = rest.lstrip("/").partition("/")
     parts = PurePosixPath(key).parts
     if not bucket or ".." in parts:
@@ -37,15 +41,23 @@ def to_path(name: str | AnyPath) -> AnyPath:
     return S3Path(bucket, "/".join(parts))
 
 
-def join(folder: AnyPath, name: str) -> AnyPath:
+def to_source(name: str | Source) -> Source:
+    """`to_path`, of a scene that whoever runs the command may also name by a URL."""
+    if isinstance(name, WebPath):
+        return name
+    scheme, slashes, _ = str(name).partition("://")
+    return WebPath(str(name)) if slashes and scheme in SCHEMES else to_path(name)
+
+
+def join(folder: AnyPath, name: str) -> str:
     """`name` as a file in `folder` means it: relative to it, unless it is a path or URI in full."""
-    full = name.startswith(("s3:/", "/"))
-    return to_path(name) if full else to_path(f"{folder}/{name}")
+    full = name.startswith("/") or ":/" in name
+    return name if full else f"{folder}/{name}"
 
 
-def part(path: AnyPath, start: int, count: int) -> bytes:
+def part(path: Source, start: int, count: int) -> bytes:
     """`count` bytes of a file from `start`, fewer at its end; its last ones if that is negative."""
-    if isinstance(path, S3Path):
+    if not isinstance(path, Path):
         return path.part(start, count)
     with path.open("rb") as file:
         file.seek(start if start >= 0 else max(0, path.stat().st_size - count))
@@ -68,17 +80,17 @@ def writing(path: AnyPath) -> Iterator[Path]:
 
 
 def local(
-    paths: Iterable[AnyPath], cache: str | Path | None = None, beside: Iterable[str] = ()
+    paths: Iterable[Source], cache: str | Path | None = None, beside: Iterable[str] = ()
 ) -> list[Path]:
     """The files on this machine: fetched into the cache, unless their version is there already.
 
     Files of the endings `beside` come along: picture.tif.msk and picture.msk with picture.tif.
     InputError names the first one that is missing.
     """
-    paths = list(paths)
-    remote = [path for path in paths if isinstance(path, S3Path)]
+    named = [to_path(path) for path in paths]
+    remote = [path for path in named if isinstance(path, S3Path)]
     if not remote:
-        return [path for path in paths if isinstance(path, Path)]
+        return [path for path in named if isinstance(path, Path)]
     there = {file: file for folder in {p.parent for p in remote} for file in folder.iterdir()}
     wanted = dict.fromkeys(remote)
     for path in remote:
@@ -89,7 +101,7 @@ def local(
     root = (Path(cache) if cache else default_cache()) / "s3"
     with ThreadPoolExecutor(FILES_AT_ONCE) as pool:
         kept = dict(zip(wanted, pool.map(lambda p: _kept(there[p], root), wanted), strict=True))
-    return [kept[path] if isinstance(path, S3Path) else path for path in paths]
+    return [kept[path] if isinstance(path, S3Path) else path for path in named]
 
 
 def _kept(path: S3Path, root: Path) -> Path:

@@ -12,18 +12,16 @@ from contextlib import contextmanager, suppress
 from dataclasses import dataclass, field
 from fnmatch import fnmatchcase
 from functools import lru_cache
-from importlib.util import find_spec
 from pathlib import Path, PurePosixPath
 from typing import Any
 from urllib.parse import urlsplit
 
 from minicnn.files import atomic_write, digest
-from segment.errors import InputError
+from segment.errors import InputError, needed
+from segment.storage.web import PATIENCE, RETRIES, TIMEOUT
 
 ABSENT = "*"  # as the version to be replaced: none; the write is to be the first
 FILES_AT_ONCE = 16
-RETRIES = 6  # then a busy or silent server is given up, after half a minute at most
-TIMEOUT = 60  # seconds without an answer
 
 
 class StorageError(InputError):
@@ -78,8 +76,6 @@ class S3Path:
 
     def resolve(self) -> "S3Path":
         return self
-
-    absolute = resolve
 
     # ------------------------------------------------------------ what there is
 
@@ -296,11 +292,6 @@ def session() -> Any:
     return _connection(os.getpid())[2]
 
 
-def _require_boto3() -> None:
-    if find_spec("boto3") is None:
-        raise StorageError("s3:// needs boto3: pip install boto3")
-
-
 def gdal_options(path: S3Path) -> dict[str, Any]:
     """What makes GDAL read s3:// as boto3 would; the credentials are in `session`.
 
@@ -310,14 +301,10 @@ def gdal_options(path: S3Path) -> dict[str, Any]:
     client = _client()
     endpoint = urlsplit(client.meta.endpoint_url)
     style = (client.meta.config.s3 or {}).get("addressing_style")
-    options = {
+    options = PATIENCE | {
         "AWS_S3_ENDPOINT": endpoint.netloc,
         "AWS_HTTPS": "YES" if endpoint.scheme == "https" else "NO",
         "AWS_REGION": client.meta.region_name or "us-east-1",
-        "GDAL_HTTP_MAX_RETRY": RETRIES,
-        "GDAL_HTTP_RETRY_DELAY": 0.5,
-        "GDAL_HTTP_CONNECTTIMEOUT": 10,
-        "GDAL_HTTP_TIMEOUT": TIMEOUT,
         "GDAL_DISABLE_READDIR_ON_OPEN": "TRUE" if path.beside() else "EMPTY_DIR",
         "CPL_VSIL_CURL_NON_CACHED": "/vsis3/",  # a scene that was replaced is read anew
     }
@@ -354,7 +341,7 @@ _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
 @contextmanager
 def _in_plain_words(path: S3Path) -> Iterator[None]:
     """Turn what boto3 says into one sentence that names the path."""
-    _require_boto3()
+    needed("s3://", "boto3")
     from boto3.exceptions import Boto3Error, RetriesExceededError
     from botocore import exceptions as boto
 

@@ -22,7 +22,7 @@ from segment.cli import (
 )
 from segment.data.crops import CROP
 from segment.data.labels import BUILDING, IGNORE
-from segment.data.scenes import find_scenes
+from segment.data.scenes import find_scenes, sized
 from segment.data.splits import SCENARIOS, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
@@ -39,6 +39,8 @@ from segment.train.gpu_memory import LARGEST_AUTO, largest_batch, training_bytes
 from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
 from segment.unet import UNet
+
+SAME = 0.95  # of a pixel size: told ones are rounded
 
 log = logging.getLogger(__name__)
 
@@ -115,6 +117,13 @@ def arguments() -> argparse.ArgumentParser:
         help=f"stop after so many epochs without a better validation IoU; default: {d.patience}",
     )
     add_pixel_size(p)
+    p.add_argument(
+        "--learn-at",
+        type=positive,
+        metavar="M",
+        help="the model's pixel size in metres, which scenes of another are resampled to; default: "
+        "that of the model of --init, else the scenes' own",
+    )
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument(
@@ -184,7 +193,7 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
 def _inherited(init: str) -> dict[str, Any]:
     """What a model that goes on learning does as it was taught, unless another is asked for."""
     info = load_model(_weights(init)).info
-    about = {"pixel_size": info.pixel_size, **asdict(info.reading)}
+    about = {"learn_at": info.pixel_size, **asdict(info.reading)}
     return {name: value for name, value in about.items() if value is not None}
 
 
@@ -210,8 +219,15 @@ def _warn_of_one_class(store: TileStore, parts: dict[str, np.ndarray]) -> None:
 
 def _tiles(settings: Settings) -> TileStore:
     cache = settings.cache
-    paths = settings.data or default_scenes(cache)
-    return open_store(find_scenes(paths, cache=cache), settings.reading, settings.pixel_size, cache)
+    scenes = find_scenes(settings.data or default_scenes(cache), cache=cache)
+    size = settings.pixel_size
+    for scene in scenes:
+        if size and scene.pixel_size and not SAME < scene.pixel_size / size < 1 / SAME:
+            raise InputError(
+                f"--pixel-size {size:g}: a pixel of {scene.image} measures {scene.pixel_size:.3g} "
+                f"m, as its place or the CSV says; --learn-at {size:g} resamples scenes to {size:g}"
+            )
+    return open_store(sized(scenes, size), settings.reading, settings.learn_at, cache)
 
 
 def _trainer(

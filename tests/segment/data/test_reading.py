@@ -247,7 +247,7 @@ def test_a_tiff_that_is_to_be_turned_is_refused(tmp_path, big, mode, start, orie
 
 
 def test_the_place_of_a_geotiff_goes_before_its_orientation(tmp_path):
-    """Its transform says where each pixel lies: GIS programs heed nothing else."""
+    """Its transform says where each pixel lies: GIS programs heed nothing else. It is said."""
     picture = photograph(20, 30)
     path = write(tmp_path / "scene.tif", np.moveaxis(picture, -1, 0), RGB)
     with image.open(path) as file:
@@ -259,3 +259,20 @@ def test_the_place_of_a_geotiff_goes_before_its_orientation(tmp_path):
     with image.open(path) as file:
         assert file.tag_v2[274] == 4
     np.testing.assert_array_equal(read(path)[0], picture)
+    with open_raster(path) as file:
+        (note,) = look(file).notes
+    assert "scene.tif has a place, and is to be turned" in note
+
+
+@pytest.mark.parametrize("ending", [".tif", ".jpg"])
+def test_a_world_file_goes_before_the_orientation(tmp_path, ending):
+    """Who wrote it placed the pixels as they lie, whichever the format."""
+    exif, path = image.Exif(), tmp_path / f"scan{ending}"
+    exif[274] = 6
+    image.new("RGB", (30, 20)).save(path, exif=exif)
+    with pytest.raises(InputError, match="to be turned"):
+        read(path)
+    (tmp_path / "scan.wld").write_text("0.3\n0\n0\n-0.3\n500000.15\n4999999.85\n")
+    with open_raster(path) as file:
+        assert file.shape == (20, 30)
+        assert "it is read as it lies" in look(file).notes[0]

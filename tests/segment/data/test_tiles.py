@@ -10,8 +10,6 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given
-from hypothesis import strategies as st
 from pictures import UTM, mask, photograph, write_pair, write_picture
 
 from segment.data import tiles
@@ -25,7 +23,6 @@ from segment.data.tiles import (
     covered,
     default_cache,
     open_store,
-    tile_grid,
 )
 from segment.errors import InputError
 
@@ -56,20 +53,6 @@ def pixels_of(folder, kind, stem):
 
 def built(cache):
     return {path: path.stat().st_ino for path in cache.glob("*/*.u8")}
-
-
-def test_180_scenes_of_5000_pixels_give_64980_tiles():
-    assert sum(len(tile_grid(5000, 5000)) for _ in range(180)) == 64_980
-
-
-@given(st.integers(0, 40), st.integers(0, 40), st.integers(1, 12))
-def test_the_grid_covers_all_but_the_remainder_once(height, width, size):
-    seen = np.zeros((height, width), int)
-    for row, col in tile_grid(height, width, size):
-        assert seen[row : row + size, col : col + size].shape == (size, size)
-        seen[row : row + size, col : col + size] += 1
-    assert (seen[: height // size * size, : width // size * size] == 1).all()
-    assert seen.sum() == (height // size) * (width // size) * size**2
 
 
 def test_tiles_are_slices_of_the_pictures(folder, tmp_path):

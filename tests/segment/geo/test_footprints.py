@@ -126,7 +126,7 @@ def test_geojson_is_rfc_7946(tmp_path):
     mask[2:8, 2:8] = 255
     mask[4:6, 4:6] = 0
     path = tmp_path / "a.geojson"
-    footprints.write_geojson(footprints.polygons(mask, AT_UTM, UTM), path)
+    footprints.write(footprints.polygons(mask, AT_UTM, UTM), path)
     collection = json.loads(path.read_text())
     assert collection["type"] == "FeatureCollection" and "crs" not in collection
     (feature,) = collection["features"]
@@ -155,7 +155,7 @@ def test_geopackage_keeps_the_crs(tmp_path):
     assert crs.to_epsg() is None
     found = footprints.polygons(random_mask(0), Affine(1, 0, 90, 0, -1, 210), crs)
     path = tmp_path / "a.gpkg"
-    footprints.write_geopackage(found, path)
+    footprints.write(found, path)
     meta, _, geometry, (_, area, _, _) = pyogrio.raw.read(path, layer="buildings")
     assert pyproj.CRS(meta["crs"]).equals(pyproj.CRS(crs.to_wkt()), ignore_axis_order=True)
     np.testing.assert_array_equal(area, found.area_m2)
@@ -168,13 +168,13 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit):
     """A limit on file sizes fails writes as a full disk does, at the start or at the end."""
     found = footprints.polygons(random_mask(0), AT_UTM, UTM)
     path, (soft, hard) = tmp_path / "a.gpkg", resource.getrlimit(resource.RLIMIT_FSIZE)
-    footprints.write_geopackage(found, path)
+    footprints.write(found, path)
     assert path.stat().st_size > limit
     path.unlink()
     resource.setrlimit(resource.RLIMIT_FSIZE, (limit, hard))
     try:
         with pytest.raises(InputError, match=r"a\.gpkg could not be written"):
-            footprints.write_geopackage(found, path)
+            footprints.write(found, path)
     finally:
         resource.setrlimit(resource.RLIMIT_FSIZE, (soft, hard))
     assert list(tmp_path.iterdir()) == []
@@ -182,9 +182,9 @@ def test_a_full_disk_is_named_and_leaves_nothing(tmp_path, limit):
 
 def test_no_building_is_an_empty_file(tmp_path):
     found = footprints.polygons(np.zeros((5, 5), np.uint8), AT_UTM, UTM, simplify=1)
-    footprints.write_geojson(found, tmp_path / "a.geojson")
+    footprints.write(found, tmp_path / "a.geojson")
     assert json.loads((tmp_path / "a.geojson").read_text())["features"] == []
-    footprints.write_geopackage(found, tmp_path / "a.gpkg")
+    footprints.write(found, tmp_path / "a.gpkg")
     assert len(pyogrio.raw.read(tmp_path / "a.gpkg")[2]) == 0
 
 

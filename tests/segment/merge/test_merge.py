@@ -151,6 +151,11 @@ def test_scenes_side_by_side_are_one_map(tmp_path, model, epsg):
             np.testing.assert_array_equal(found.read(1), whole)
             assert (found.dataset_mask() == 255).all()
     assert cog_validate(tmp_path / "out/mosaic.tif", strict=True) == (True, [], [])
+    with rasterio.open(tmp_path / "out/mosaic.tif") as found:
+        tags = found.tags()
+        assert tags["MINICNN_MODEL"].startswith("buildings-") and tags["MINICNN_THRESHOLD"] == "0.5"
+        assert tags["TIFFTAG_SOFTWARE"].startswith("minicnn ") and "TIFFTAG_DATETIME" in tags
+        assert found.colormap(1)[255] == (255, 70, 40, 255)
     assert geopandas.read_parquet(tmp_path / "out/footprints.parquet").geometry.is_valid.all()
     expected = outlined(whole, place, crs, min_area=5)
     found = buildings(tmp_path / "out/footprints.parquet")

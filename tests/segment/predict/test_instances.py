@@ -119,8 +119,8 @@ def test_a_scene_of_finer_pixels_is_parted_by_the_same_ground(tmp_path, model, s
 def test_ids_that_do_not_fit_are_refused(tmp_path, model):
     from types import SimpleNamespace
 
-    from segment.predict.instances import write_instances
+    from segment.predict.instances import write_buildings
 
     huge = SimpleNamespace(name="huge.tif", width=70_000, height=70_000)
     with pytest.raises(InputError, match=r"huge\.tif has 4,900,000,000 pixels"):
-        write_instances([], tmp_path / "a.tif", huge, 0.5, Separation(), {})
+        write_buildings([], tmp_path / "a.tif", huge, 0.5, Separation(), {}, ids=True)

@@ -23,12 +23,13 @@ from segment.evaluate.metrics import Confusion
 from segment.evaluate.objects import PROMINENCES, SMOOTHINGS
 from segment.model import ModelInfo, normalise, save_model
 from segment.run_folder import Run
+from segment.run_settings import read_settings
 from segment.synthetic.draw import draw_scene
 from segment.synthetic.scenes import write_scenes
 from segment.train import command
 from segment.train.trainer import Trainer, visits
 from segment.unet import UNet
-from tests.segment.pictures import photograph, write_picture
+from tests.segment.pictures import UTM, photograph, write_picture
 
 ROOT = Path(__file__).parents[3]
 LACKING = "training", "validation"
@@ -223,10 +224,42 @@ def test_a_model_goes_on_as_it_was_taught(tmp_path):
     save_model(tmp_path / "m.safetensors", UNet(widths=(3, 4)), info)
     options = ["--init", str(tmp_path / "m.safetensors"), "--value-range", "0", "500"]
     settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
-    assert settings.pixel_size == 0.4 and settings.reading == Reading((3, 2, 1), (0.0, 500.0))
-    options = ["--init", "bundled", "--pixel-size", "0.25"]
+    assert settings.learn_at == 0.4 and settings.reading == Reading((3, 2, 1), (0.0, 500.0))
+    options = ["--init", "bundled", "--learn-at", "0.25"]
     settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
-    assert (settings.init, settings.pixel_size) == ("bundled", 0.25)
+    assert (settings.init, settings.learn_at) == ("bundled", 0.25)
+
+
+def test_the_scenes_pixel_size_is_one_thing_and_the_models_another(tmp_path):
+    """Photographs without a place, of 0.5 m as somebody says, learnt at 1 m: half as many pixels.
+
+    A place that says otherwise is not overruled in silence: what used to mean `--learn-at` would
+    teach the model a wrong scale.
+    """
+    for stem in ("a", "b", "c"):
+        write_picture(tmp_path / f"set/images/{stem}.tif", photograph(600, 600))
+        write_picture(tmp_path / f"set/gt/{stem}.tif", photograph(600, 600)[..., 0] // 128)
+    write_picture(tmp_path / "placed/images/d.tif", photograph(300, 300), **UTM)
+    write_picture(tmp_path / "placed/gt/d.tif", photograph(300, 300)[..., 0] // 128, **UTM)
+    told = ["--cache", str(tmp_path / "cache"), "--pixel-size", "0.5"]
+
+    def tiles(data, *more):
+        options = command.arguments().parse_args(["--data", str(tmp_path / data), *told, *more])
+        return command._tiles(command._settle(options, Run(tmp_path / "run"))[0])
+
+    plain, coarse = tiles("set"), tiles("set", "--learn-at", "1")
+    assert (plain.pixel_size, plain.pictures["set", "a"].coverage.shape) == (0.5, (600, 600))
+    assert (coarse.pixel_size, coarse.pictures["set", "a"].coverage.shape) == (1.0, (300, 300))
+    said = r"--pixel-size 0\.5: a pixel of .*d\.tif measures 0\.3 m, .*--learn-at 0\.5 resamples"
+    with pytest.raises(InputError, match=said):
+        tiles("placed")
+
+
+def test_a_run_of_an_older_version_keeps_its_meaning(tmp_path):
+    """Its pixel_size was what is learnt at."""
+    (tmp_path / "config.json").write_text('{"data": [], "split": "scene", "pixel_size": 0.6}')
+    settings = read_settings(tmp_path / "config.json")
+    assert (settings.learn_at, settings.pixel_size) == (0.6, None)
 
 
 @pytest.mark.parametrize(
