@@ -18,6 +18,7 @@ from segment.storage.s3 import ABSENT, Changed, S3Path
 
 Row = dict[str, float]
 SCORES = ("loss", "accuracy", "iou")
+CARD = "card.md"  # of a model that went on from another
 COLUMNS = (
     "epoch",
     *(f"{part}_{score}" for part in ("train", "val") for score in SCORES),
@@ -30,8 +31,9 @@ log = logging.getLogger(__name__)
 class Run:
     """The files of one training, in one folder, and in a bucket if the user named one."""
 
-    def __init__(self, home: str | AnyPath) -> None:
+    def __init__(self, home: str | AnyPath, of: "Run | None" = None) -> None:
         self.home = to_path(home)  # as the user named it
+        self.of = of or self  # the run that it is a part of
         self.cache: str | None = None  # where its tiles are, if the user named a place
         if isinstance(self.home, Path):
             self.folder = self.home
@@ -47,16 +49,17 @@ class Run:
         self.last = self.folder / "last.safetensors"
         self.metrics = self.folder / "metrics.json"
         self.report = self.folder / "report.html"
+        self.card = self.folder / CARD
         # In the order in which one relies on another: `last` on `best`, all on `metrics`.
         self._files = [self.config, self.split, self.best, self.last, self.history, self.curves]
-        self._files += [self.overlay, self.metrics]
+        self._files += [self.overlay, self.card, self.metrics]
         self._there: dict[Path, tuple[str, list[int]]] = {}  # the bucket's version, and of what
 
     @property
     def resume_line(self) -> str:
         """The command that goes on with this run."""
-        words = ["python", "-m", "segment.train", "--out", str(self.home), "--resume"]
-        return shlex.join([*words, *(["--cache", self.cache] if self.cache else [])])
+        words = ["python", "-m", "segment.train", "--out", str(self.of.home), "--resume"]
+        return shlex.join([*words, *(["--cache", self.of.cache] if self.of.cache else [])])
 
     def fetch(self, *files: Path) -> None:
         """Bring what a bucket holds of these files, by default of all."""

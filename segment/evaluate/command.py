@@ -37,7 +37,7 @@ from segment.plots import Example
 from segment.predict.views import add_views, averaged
 from segment.progress import progress
 from segment.run_folder import Run
-from segment.run_settings import Settings, read_settings
+from segment.run_settings import FOLDS, Settings, read_settings
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
 
@@ -244,12 +244,17 @@ def _choose(
 
     trained = model.info.trained
     scenario = options.split or (trained.get("split") if options.data is None else None)
-    if scenario is None:
+    if scenario is None or (scenario == FOLDS and folder is None):
         return store, np.arange(len(store)), f"all {len(store):,} tiles"
     if folder is not None and own and options.split is None and options.score_at is None:
         split = Split.load(folder.split)
     else:
         split = make_split(store.tiles, scenario, trained.get("seed", 0))
+    if folder is not None and not split.parts["test"]:
+        raise InputError(
+            f"{folder.home} has learnt from all its tiles: its metrics.json has the scores of its "
+            "folds, and other tiles were expected as --data"
+        )
     indices = split.indices(store.tiles, "test")
     return store, indices, f"the {len(indices):,} test tiles of the split {scenario!r}"
 

@@ -3,7 +3,9 @@
 import argparse
 import logging
 import time
+from collections.abc import Callable
 from dataclasses import asdict, replace
+from functools import partial
 from typing import Any
 
 import numpy as np
@@ -23,7 +25,7 @@ from segment.cli import (
 from segment.data.crops import CROP
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes, sized
-from segment.data.splits import SCENARIOS, make_split, scenario_or_file
+from segment.data.splits import SCENARIOS, Split, make_split, scenario_or_file
 from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.command import calibrated, evaluate_tiles, example, ranked
@@ -31,10 +33,21 @@ from segment.evaluate.metrics import table
 from segment.model import Model, ModelInfo, load_model, model_name, save_model
 from segment.plots import examples
 from segment.run_folder import Run
-from segment.run_settings import AUTO_BATCH, BUNDLED, LR, LR_ON, Settings, named, read_settings
+from segment.run_settings import (
+    AUTO_BATCH,
+    BUNDLED,
+    FOLDS,
+    LR,
+    LR_ON,
+    Settings,
+    named,
+    read_settings,
+)
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
+from segment.train import few
+from segment.train.card import write_card
 from segment.train.gpu_memory import LARGEST_AUTO, largest_batch, training_bytes
 from segment.train.ranks import World, join
 from segment.train.trainer import Trainer
@@ -64,29 +77,42 @@ def _train(options: argparse.Namespace, world: World) -> None:
         print(f"{folder.home} is finished")
         return world.share(lambda: _report(folder))
     store = world.in_turn(lambda: _tiles(settings))
-    split = make_split(store.tiles, settings.split, settings.seed)
+    settings = world.share(lambda: few.settled(settings, named(options), store.tiles, folder))
+    few_tiles = settings.split == FOLDS
+    draw = few.split_of if few_tiles else make_split
+    split = draw(store.tiles, settings.split, settings.seed)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
-    trainer = _trainer(settings, store, parts, folder, device, world)
-    if resumes:
-        trainer.resume()
-    elif world.rank == 0:
-        folder.folder.mkdir(parents=True, exist_ok=True)
-        write_json(folder.config, asdict(settings))
-        split.save(folder.split)
-        folder.mirror()
+    make = partial(_trainer, settings, store, device, world)
+    trainer = make(few.Whole if few_tiles else Trainer, parts, folder)
     if world.rank == 0 and not resumes:
+        _begin(folder, settings, split)
         _warn_of_one_class(store, parts)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
     try:
+        if isinstance(trainer, few.Whole):
+            trainer.folds = few.train_folds(make, store, settings.seed, folder, world)
+        if world.share(folder.last.exists):
+            trainer.resume()
         trainer.fit()
     except Exception as error:
         if not out_of_memory(error):
             raise
         raise InputError(_too_large(trainer.batch_size // world.count, free)) from None
-    world.share(lambda: _separate(folder, store, parts["val"], device))
-    _test(folder, store, parts["test"], device, settings, world)
+    if few_tiles:
+        world.share(lambda: _score_folds(folder, store, settings, device))
+    else:
+        world.share(lambda: _separate(folder, store, parts["val"], device))
+        _test(folder, store, parts["test"], device, settings, world)
     world.share(lambda: _report(folder))
+
+
+def _begin(folder: Run, settings: Settings, split: Split) -> None:
+    """Write what a run is, before its first step."""
+    folder.folder.mkdir(parents=True, exist_ok=True)
+    write_json(folder.config, asdict(settings))
+    split.save(folder.split)
+    folder.mirror()
 
 
 def arguments() -> argparse.ArgumentParser:
@@ -97,9 +123,10 @@ def arguments() -> argparse.ArgumentParser:
     p.add_argument("--out", metavar="RUN", help="the run's folder; default: runs/<time>")
     p.add_argument(
         "--split",
-        type=scenario_or_file,
-        metavar=f"{'|'.join(SCENARIOS)}|FILE",
-        help=f"what is held out for testing; default: {d.split}",
+        type=_split,
+        metavar=f"{'|'.join(SCENARIOS)}|{FOLDS}|FILE",
+        help=f"what is held out for testing, in {FOLDS} every tile in turn and nothing in the end; "
+        f"default: {d.split}, or {FOLDS} where --init is to learn from fewer than {few.FEW} tiles",
     )
     p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
@@ -133,6 +160,10 @@ def arguments() -> argparse.ArgumentParser:
     )
     add_reading(p)
     return p
+
+
+def _split(text: str) -> str:
+    return text if text == FOLDS else scenario_or_file(text)
 
 
 def _batch(text: str) -> int | str:
@@ -185,9 +216,10 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
                 f"{folder.home}: the run has {name} {getattr(settings, name)}, and --resume "
                 f"can't change it to {value}"
             )
-    if not folder.last.exists():
+    started = folder.last.exists() or few.folder_of(folder).exists()
+    if not started:
         print(f"{folder.home} holds no checkpoint yet: starting afresh")
-    return settings, folder.last.exists()
+    return settings, started
 
 
 def _inherited(init: str) -> dict[str, Any]:
@@ -205,6 +237,8 @@ def _weights(init: str) -> str | None:
 def _warn_of_one_class(store: TileStore, parts: dict[str, np.ndarray]) -> None:
     """Say before the training what would make it learn, or choose, nothing."""
     for part, name in (("train", "training"), ("val", "validation")):
+        if not len(parts[part]):
+            continue
         kinds: set[int] = set()
         for index in parts[part]:
             kinds |= {*np.unique(store.labels[index]).tolist()} - {IGNORE}
@@ -233,10 +267,11 @@ def _tiles(settings: Settings) -> TileStore:
 def _trainer(
     settings: Settings,
     store: TileStore,
-    parts: dict[str, np.ndarray],
-    folder: Run,
     device: str,
     world: World,
+    kind: type[Trainer],
+    parts: dict[str, np.ndarray],
+    folder: Run,
 ) -> Trainer:
     trained = {
         "data": [to_path(p).name for p in settings.data] or ["synthetic scenes"],
@@ -251,7 +286,7 @@ def _trainer(
         info = replace(info, trained=trained | {"began_as": start})
         net = model.net
         net.astype(np.float32)  # a copy of every array: a loaded net is frozen
-    return Trainer(net, info, store, parts, folder, settings, device, world)
+    return kind(net, info, store, parts, folder, settings, device, world)
 
 
 def _separate(folder: Run, store: TileStore, tiles: np.ndarray, device: str) -> None:
@@ -276,20 +311,36 @@ def _test(
     findings = findings.with_rows(world.gather(findings.rows())[: len(tiles)])
     if world.rank > 0:
         return
-    _draw_examples(folder, store, tiles, model, findings.pixels)
-    summary = findings.summary([store.tiles[i] for i in tiles])
-    document = {
-        "split": settings.split,
-        "threshold": model.info.threshold,
-        "outline_threshold": model.info.outline_threshold,
-        "test": summary,
-    }
+    _draw_examples(folder, store, tiles, lambda _: model, findings.pixels)
+    _finish(folder, settings, findings.summary([store.tiles[i] for i in tiles]), {})
+
+
+def _score_folds(folder: Run, store: TileStore, settings: Settings, device: str) -> None:
+    """Score each tile by the fold's model that has not seen it."""
+    scored, tiles = few.score(store, settings.seed, folder, device), np.arange(len(store))
+    _draw_examples(folder, store, tiles, scored.model_of, scored.findings.pixels)
+    about = {"scored": few.ABOUT, "folds": len(scored.folds)}
+    _finish(folder, settings, scored.findings.summary(store.tiles), about)
+    few.forget(folder)
+
+
+def _finish(folder: Run, settings: Settings, scores: dict[str, Any], about: dict[str, Any]) -> None:
+    """Write the scores, `about` saying what they are if not those of a test part."""
+    info = load_model(folder.best).info
+    limits = {"threshold": info.threshold, "outline_threshold": info.outline_threshold}
+    document = {"split": settings.split, **about, **limits, "test": scores}
+    if settings.init:
+        write_card(folder.card, folder.best, info, _weights(settings.init), scores)
     write_json(folder.metrics, document)  # last: it marks the run as finished
     folder.mirror()
 
 
 def _draw_examples(
-    folder: Run, store: TileStore, tiles: np.ndarray, model: Model, counts: np.ndarray
+    folder: Run,
+    store: TileStore,
+    tiles: np.ndarray,
+    model_of: Callable[[int], Model],
+    counts: np.ndarray,
 ) -> None:
     """Draw the best, the median and the worst test tile by IoU, of those with buildings."""
     order, ious = ranked(counts)
@@ -297,16 +348,16 @@ def _draw_examples(
     rows = [
         replace(shown, name=f"{name}, {shown.name}")
         for name, i in chosen.items()
-        for shown in [example(model, store, tiles[i], ious[i])]
+        for shown in [example(model_of(tiles[i]), store, tiles[i], ious[i])]
     ]
     examples(rows, folder.overlay)
 
 
 def _report(folder: Run) -> None:
-    print(table(read_json(folder.metrics)["test"]))
-    for name, file in {
-        "model": folder.best,
-        "curves": folder.curves,
-        "overlay": folder.overlay,
-    }.items():
-        print(f"{name}: {folder.home / file.name}")
+    document = read_json(folder.metrics)
+    print(table(document["test"]))
+    if "scored" in document:
+        print(document["scored"])
+    for name in ("best", "curves", "overlay", "card"):
+        if (file := getattr(folder, name)).exists():
+            print(f"{'model' if name == 'best' else name}: {folder.home / file.name}")

@@ -117,6 +117,8 @@ def visits(cities: Sequence[str]) -> NDArray[np.float64]:
 class Trainer:
     """A net, its optimiser and how far they have come; `fit` takes them to the end."""
 
+    least_crops = 0  # in an epoch: of fewer cells it shows each several times
+
     def __init__(
         self,
         net: UNet,
@@ -134,14 +136,14 @@ class Trainer:
         self.read_every = 1 if device == "cpu" else READ_EVERY
         self.world = world or World()
         self.crops = Crops(store, parts["train"])
-        self.batch_size = min(settings.batch_size, len(self.crops))
+        self.batch_size = min(settings.batch_size, max(len(self.crops), self.least_crops))
         if self.batch_size % self.world.count:
             raise InputError(
                 f"a batch of {self.batch_size} crops can't be shared by {self.world.count} ranks: "
                 "choose a --batch-size that divides by their number"
             )
         self.visits = visits(self.crops.cities)
-        self.steps_per_epoch = -(-len(self.crops) // self.batch_size)
+        self.steps_per_epoch = -(-max(len(self.crops), self.least_crops) // self.batch_size)
         warmup = min(100, self.steps_per_epoch)
         self.schedule = Cosine(settings.lr, self.epochs * self.steps_per_epoch, warmup)
         self.average = Average(net)
@@ -166,8 +168,8 @@ class Trainer:
             while self.epoch < self.epochs and not self.waited_enough():
                 self.train_epoch(stop)
                 row: Row = {"epoch": self.epoch + 1, **self.sums.row("train")}
-                validation, threshold, iou = self.validate(stop)
-                row |= validation.row("val") | {"val_iou": iou}
+                validation, threshold = self.validate(stop)
+                row |= validation
                 row["seconds"] = round(self.seconds(), 2)
                 self.finish_epoch(row, threshold)
                 print(self.describe(row), flush=True)
@@ -267,9 +269,9 @@ class Trainer:
                 "--lr may help"
             )
 
-    def validate(self, stop: Stop) -> tuple[Sums, float, float]:
-        """Loss and pixels over the validation tiles; the threshold that suits them best, and the
-        IoU it gives, by which the best epoch is chosen: it is the threshold that will be used."""
+    def validate(self, stop: Stop) -> tuple[Row, float]:
+        """Scores over the validation tiles, and the threshold that suits them best. IoU is that at
+        this threshold, which will be used; by it the best epoch is chosen."""
         sums, tiles = Sums(), self.parts["val"]
         counts: Array = np.zeros((2, BINS), np.int64)
         batches = np.split(tiles, range(BATCH, len(tiles), BATCH))
@@ -281,7 +283,8 @@ class Trainer:
             self.obey(stop)  # at step = steps_per_epoch: resumed, it validates
         sums.read()
         self.check_finite(sums.loss)
-        return sums, *calibrate(self.world.sum(counts))
+        threshold, iou = calibrate(self.world.sum(counts))
+        return sums.row("val") | {"val_iou": iou}, threshold
 
     def part(self, tiles: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
         """This rank's images and coverage of some tiles; those that come again have no labels."""

@@ -209,13 +209,14 @@ def test_divergence_stops_and_keeps_what_was_saved(train, tmp_path):
 
 def test_fine_tuning_starts_from_the_given_weights(train, whole_run, tmp_path):
     best = whole_run[0] / "best.safetensors"
-    finish(train("--init", best, "--lr", "1e-12", "--epochs", "1"))
+    finish(train("--init", best, "--lr", "1e-12", "--epochs", "1", "--split", "scene"))
     ours, given = tensors(tmp_path / "run/best.safetensors"), tensors(best)
     for name in ("head.w", "encoder0.0.w"):
         np.testing.assert_allclose(ours[name], given[name], atol=1e-6)
     trained = load(tmp_path / "run/best.safetensors")[1]["model"]["trained"]
     assert trained["began_as"]["model"].startswith("best-")
     assert trained["began_as"]["trained"]["data"] == trained["data"]
+    assert "test part, which it has not seen" in (tmp_path / "run/card.md").read_text()
 
 
 def test_a_model_goes_on_as_it_was_taught(tmp_path):
