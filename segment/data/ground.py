@@ -18,6 +18,7 @@ WGS84 = CRS.from_epsg(4326)
 HALF_A_PIXEL = 0.5  # what may lie between two places that count as one
 SAME_SIZE = 0.02  # pixel sizes that differ by less are one: resampling would only blur
 _COARSEST = 8  # times the pixel size to work at: what is coarser shows no building of use
+_FINEST = 1000  # times finer: less is no photograph's, but a mistaken unit, degrees for metres
 
 
 def place_of(raster: DatasetReader | Mapping[str, Any]) -> tuple[CRS | None, Affine | None]:
@@ -149,7 +150,7 @@ def working_shape(
 
     `pixel_size` is the root of a pixel's area; where a pixel is not square on the ground, the two
     axes are resampled by as much as each needs. Sizes within 2 % count as equal: resampling by so
-    little only blurs. InputError where the picture's pixels are more than 8 times too large.
+    little only blurs. InputError where the pixels are 8 times too large, or 1,000 times too small.
     """
     shape = dataset.shape
     if not pixel_size or not target:
@@ -158,10 +159,12 @@ def working_shape(
     scales = pixel_size * stretch / target, pixel_size / stretch / target
     if all(abs(scale - 1) < SAME_SIZE for scale in scales):
         return shape
-    if max(scales) > _COARSEST:
+    if max(scales) > _COARSEST or min(scales) < 1 / _FINEST:
+        most = f"at most {_COARSEST} times" if max(scales) > 1 else f"at least 1/{_FINEST} of"
         raise InputError(
-            f"{dataset.name} has pixels of {pixel_size:.3g} m: at most {_COARSEST} times the "
-            f"{target:.3g} m to work at was expected"
+            f"{dataset.name} has pixels of {pixel_size:.3g} m: {most} the {target:.3g} m to work "
+            "at was expected",
+            "its CRS may be wrong; --pixel-size says what a pixel measures",
         )
     height, width = (round(size * scale) for size, scale in zip(shape, scales, strict=True))
     return height, width

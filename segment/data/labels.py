@@ -41,9 +41,9 @@ def read_label(
     """
     if scene.label is None:
         raise InputError(f"{scene.image} has no mask")
-    if driver_of(scene.label) is None:
+    if driver_of(scene.label, own=True) in (None, "GPKG"):
         return _rasterised(scene.label, like, [] if notes is None else notes)
-    with open_raster(scene.label) as dataset, naming(dataset):
+    with open_raster(scene.label, own=True) as dataset, naming(dataset):
         label = np.where(marked_valid(dataset), _buildings(dataset), IGNORE).astype(np.uint8)
         (crs, transform), (image_crs, image_transform) = place_of(dataset), place_of(like)
     if transform and image_transform:
@@ -79,6 +79,8 @@ def _buildings(dataset: DatasetReader) -> NDArray[np.bool_]:
             return ~building if inverted else building
         if first.dtype.kind in "ui" and _numbers_buildings(first):
             return building
+    elif (values[:, lit := values.any(axis=0)].T == values[:, lit][:, 0]).all():
+        return lit
     raise InputError(
         f"{dataset.name} is no mask: values 0 and 1, or 0 and 255, were expected "
         "(or 0 and the numbers of single buildings)"

@@ -17,6 +17,7 @@ from segment.storage.web import WebPath
 
 _RASTERS = {".tif", ".tiff", ".jpg", ".jpeg", ".png", ".jp2", ".j2k", ".vrt"}
 _LABELS = ("gt", "masks", "labels")  # folders of labels, beside images*
+_OF_LABELS = re.compile(f"({'|'.join(_LABELS)})(?![a-z])", re.IGNORECASE)  # gt_old, but no gtown
 _DEEP = 8  # folders below the one that was named
 _POLYGONS = {*SUFFIXES}
 
@@ -80,7 +81,8 @@ def find_pairs(name: str | Source, labelled: bool) -> list[Pair]:
         return _in_csv(path, labelled)
     if path.is_file() and not labelled:
         return [Pair(path, None)]
-    raise InputError(f"{path}: no such folder or CSV file")
+    what = "folder or CSV file" if labelled else "file or folder"
+    raise InputError(f"{path}: no such {what}")
 
 
 def _in_folders(path: AnyPath) -> list[Pair]:
@@ -131,7 +133,7 @@ def _below(folder: AnyPath, below: str) -> list[Pair]:
     pairs = [replace(pair, below=below) for pair in _paired(_files(folder, _RASTERS), None, sites)]
     if below.count("/") < _DEEP:
         for inner in _folders(folder):
-            if not inner.name.startswith(_LABELS):
+            if not _OF_LABELS.match(inner.name):
                 pairs += _below(inner, f"{below}/{inner.name}".lstrip("/"))
     return pairs
 

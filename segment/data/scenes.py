@@ -21,6 +21,7 @@ _SLIPPY = re.compile(r"(?:^|[-_])(\d+)-(\d+)-(1[4-9]|2[0-4])$")
 _ZOOMS = {str(zoom) for zoom in range(14, 25)}
 _TILES = ((256, 256), (512, 512))  # shapes of slippy tiles: other pictures are none
 _LAST_DAY = 31  # of a month
+_HIGHEST = 80  # degrees of latitude: beyond them nobody builds
 
 
 @dataclass(frozen=True)
@@ -139,10 +140,13 @@ def _tile(image: Source, stem: str) -> tuple[int, int, int] | None:
 
 
 def _tile_of(*parts: str) -> tuple[int, int, int] | None:
-    """None where there is no such tile, or where it is a date: 2023-06-18 as a tile would lie at
-    the edge of the map, within 5 degrees of the pole, where no building stands."""
+    """None where there is no such tile, or it is a date or another number: those would lie at the
+    map's edges, mostly near a pole, where no building stands."""
     x, y, zoom = map(int, parts)
-    return (x, y, zoom) if max(x, y) < 2**zoom and min(x, y) > _LAST_DAY else None
+    if max(x, y) >= 2**zoom or min(x, y) <= _LAST_DAY:
+        return None
+    latitude = math.degrees(math.atan(math.sinh(math.pi * (1 - 2 * y / 2**zoom))))
+    return (x, y, zoom) if abs(latitude) < _HIGHEST else None
 
 
 def _slippy_size(tile: tuple[int, int, int], dataset: DatasetReader) -> float | None:

@@ -19,7 +19,7 @@ from rasterio.errors import CRSError
 from minicnn.backend import choose_device
 from minicnn.files import atomic_write, digest
 from segment import cli
-from segment.data.ground import ground_pixel_size, in_crs, place_of
+from segment.data.ground import ground_pixel_size, in_crs, place_of, same_crs
 from segment.data.layouts import as_given, composed
 from segment.data.rasters import open_raster, shifted, write_cog
 from segment.data.reading import read_pixels
@@ -297,6 +297,8 @@ def _checked_place(
 ) -> tuple[CRS | None, Affine]:
     """CRS and transform of a scene; InputError, before the work, where the format needs more."""
     crs, transform = place_of(dataset)
+    if options.crs and not same_crs(crs, options.crs):
+        log.warning("%s has a CRS of its own: --crs is not taken for it", scene.image)
     if transform and not crs:
         about = f"{scene.image} has coordinates without a CRS: --crs EPSG:... says which it is"
         if options.format in VECTORS:

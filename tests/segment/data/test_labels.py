@@ -128,8 +128,24 @@ def test_white_is_building_whatever_its_number(tmp_path, image):
         picture.putpalette(colours)
         picture.save(tmp_path / f"{name}.png")
         assert (label_of(image, tmp_path / f"{name}.png") == town()).all(), name
+    red = town()[..., None] * np.array([200, 10, 0], np.uint8)
+    assert (label_of(image, write_picture(tmp_path / "red.tif", red)) == town()).all()
     pil.fromarray(town() > 0).save(tmp_path / "bilevel.png")
     assert (label_of(image, tmp_path / "bilevel.png") == town()).all()
+
+
+def test_labels_come_in_the_formats_that_pictures_come_in(tmp_path, image):
+    """Here JPEG 2000, without loss, and a VRT that names it."""
+    lossless = {"driver": "JP2OpenJPEG", "QUALITY": "100", "REVERSIBLE": "YES"}
+    wavelets = write_picture(tmp_path / "w.jp2", town() * np.uint8(255), **lossless, **UTM)
+    assert (label_of(image, wavelets) == town()).all()
+    source = "<SourceFilename relativeToVRT='1'>w.jp2</SourceFilename><SourceBand>1</SourceBand>"
+    (tmp_path / "v.vrt").write_text(
+        f"<VRTDataset rasterXSize='{SHAPE[1]}' rasterYSize='{SHAPE[0]}'><VRTRasterBand "
+        f"dataType='Byte' band='1'><SimpleSource>{source}</SimpleSource></VRTRasterBand>"
+        "</VRTDataset>"
+    )
+    assert (label_of(image, tmp_path / "v.vrt") == town()).all()
 
 
 def test_a_palette_of_classes_is_refused(tmp_path, image):
@@ -158,8 +174,11 @@ def test_photographs_classes_and_soft_edges_are_no_labels(tmp_path, image):
     soft = np.kron(town()[::4, ::4], np.ones((4, 4), int)).astype(float) * 200
     for _ in range(3):
         soft = (soft + np.roll(soft, 1, 0) + np.roll(soft, 1, 1)) / 3
+    two_colours = np.stack([town(), np.roll(town(), 40, 1), 0 * town()], axis=-1) * np.uint8(255)
     for wrong in (
         photograph(*SHAPE)[..., 0],
+        photograph(*SHAPE),
+        two_colours,
         classes,
         soft.astype(np.uint8),
         soft.astype("float32"),

@@ -321,12 +321,23 @@ def test_labels_pair_across_spellings_and_in_trees(tmp_path):
     assert scenes["280000-152000-19"].pixel_size == pytest.approx(size, rel=0.005)
 
 
-@pytest.mark.parametrize("name", ["2023-06-18", "18-06-19", "a_2023-06-24", "06-18-23"])
+@pytest.mark.parametrize(
+    "name",
+    ["2023-06-18", "18-06-19", "a_2023-06-24", "06-18-23", "IMG-1234-5678-16", "house 100-200-20"],
+)
 @pytest.mark.parametrize("side", [256, 300])
-def test_a_date_is_no_tile(tmp_path, name, side):
+def test_a_date_or_a_number_is_no_tile(tmp_path, name, side):
+    """Or it would lie where nobody builds: at 81 and at 85 degrees north the last two."""
     write(tmp_path / f"{name}.tif", town(300)[0][:, :side, :side])
     (scene,) = find_scenes([tmp_path], labelled=False)
     assert scene.pixel_size is None
+
+
+def test_only_folders_of_labels_are_left_out(tmp_path):
+    for name in ("gtown", "labelsville", "Masks", "gt", "gt_2020", "labels-old", "masks 2"):
+        write(tmp_path / name / f"{name}.tif", RGB, **UTM)
+    found = {scene.stem for scene in find_scenes([tmp_path], labelled=False)}
+    assert found == {"gtown", "labelsville"}
 
 
 # ---------------------------------------------------------------- options and formats
@@ -430,6 +441,33 @@ def test_a_world_file_without_a_crs_takes_one(tmp_path, model, caplog):
     main([str(scene), "--model", model, *told])
     meta, _, geometry, _ = pyogrio.raw.read(tmp_path / "w.gpkg")
     assert meta["crs"] == "EPSG:32633" and len(geometry) == 3
+
+
+@pytest.mark.parametrize(
+    "crs, step, said",
+    [
+        (
+            "EPSG:32633",
+            2.7e-6,
+            r"pixels of 2\.69e-06 m: at least 1/1000 of .*its CRS may be wrong",
+        ),
+        ("EPSG:4326", 0.3, r"pixels of .* m: at most 8 times .*its CRS may be wrong"),
+    ],
+)
+def test_degrees_for_metres_and_metres_for_degrees_are_said(tmp_path, model, crs, step, said):
+    place = Affine(step, 0, 10, 0, -step, 50)
+    scene = write(tmp_path / "s.tif", RGB, crs=crs, transform=place)
+    with pytest.raises(InputError, match=said):
+        main([str(scene), "--model", model, "--out", str(tmp_path / "m.tif")])
+
+
+def test_a_crs_that_is_not_needed_is_said(tmp_path, model, scene, caplog):
+    given = [scene, "--model", model, "--out", str(tmp_path / "m.tif"), "--crs"]
+    main([*given, "EPSG:32633"])
+    assert not caplog.messages
+    main([*given, "EPSG:3857"])
+    assert "scene.tif has a CRS of its own: --crs is not taken for it" in caplog.text
+    assert rasterio.open(tmp_path / "m.tif").crs == CRS.from_epsg(32633)
 
 
 def test_sixteen_bits_with_a_model_of_eight(tmp_path, model):
