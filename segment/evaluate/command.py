@@ -31,6 +31,7 @@ from segment.evaluate.examine import Batch, Findings, examine
 from segment.evaluate.metrics import Confusion, table
 from segment.evaluate.objects import calibrate_separation, spread
 from segment.evaluate.report import Evaluation, write_report
+from segment.evaluate.unsure import unsure_tiles, write_features
 from segment.geo.separate import TOGETHER, Separation
 from segment.model import Model, load_model
 from segment.plots import Example
@@ -42,6 +43,7 @@ from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
 
 BATCH = 8
+NAMED = 10  # tiles to label next that are printed; the file has all
 SHOWN = 3  # tiles in the report from each of the best, the median and the worst
 
 
@@ -100,6 +102,9 @@ def example(model: Model, store: TileStore, index: int, iou: float, views: int =
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
     models = options.model or [None]
+    if options.unsure:
+        _list_unsure(models, options)
+        return
     report = None if options.report is None else _report_path(options.report, options.model)
     done = [_evaluate(model, options) for model in models]
     if report:
@@ -114,6 +119,26 @@ def main(arguments: list[str]) -> None:
             print(f"{table(each.summary)}\n{each.in_words()}")
     if report and not options.json:
         print(report)
+
+
+def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
+    """Write the tiles of the data, by how unsure the one model is of them, and name the first."""
+    if len(models) > 1 or not options.data:
+        raise InputError("--unsure: one --model was expected, and --data to look at")
+    path = Path(options.unsure)
+    check_folder(path.parent)
+    model = load_model(models[0]).to(choose_device(options.device))
+    if options.bands or options.value_range:
+        model = model.reads(options.bands, options.value_range)
+    scenes = sized(find_scenes(options.data, labelled=False), options.pixel_size)
+    features = unsure_tiles(model, scenes, options.views)
+    path.parent.mkdir(parents=True, exist_ok=True)
+    write_features(features, path)
+    for feature in features[:NAMED]:
+        told = feature["properties"]
+        where = f"{told['image']}, row {told['row']}, column {told['col']}"
+        print(f"{told['rank']:3}. {told['unsure']:.3f} bits a pixel: {where}")
+    print(f"{path}: {len(features):,} tiles, the least sure first")
 
 
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
@@ -212,6 +237,12 @@ def _parser() -> argparse.ArgumentParser:
         const="",
         metavar="FILE",
         help="write curves, tables and pictures as one HTML file; default: report.html in the run",
+    )
+    p.add_argument(
+        "--unsure",
+        metavar="FILE",
+        help="score nothing, but write the tiles of --data, labelled or not, as GeoJSON: those "
+        "that the model is least sure of first, to label next",
     )
     return p
 

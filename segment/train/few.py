@@ -28,7 +28,7 @@ from segment.train.ranks import World
 from segment.train.trainer import Stop, Trainer
 
 FEW = 40  # tiles: of fewer, a test and a validation part would hold some six each
-MOST = 4  # folds; each costs a training
+COUNT = 3  # folds; each costs a training
 EPOCHS, CROPS = 8, 40  # by default, and at least so many crops in each
 ABOUT = (
     "each tile was scored by a model that had not seen its fold; the model that is kept has learnt "
@@ -53,20 +53,21 @@ def settled(
 
 
 def folds_of(tiles: Sequence[Tile], seed: int) -> list[Indices]:
-    """Deal tiles into 3 or 4 folds: by scene if there are enough, else by picture, else singly."""
+    """Deal tiles into folds: by scene if there are enough, else by picture, else singly."""
     ways = (
         [f"{tile.city}/{tile.scene}" for tile in tiles],
         [f"{tile.city}/{tile.stem}" for tile in tiles],
         [tile.id for tile in tiles],
     )
-    names = next((way for way in ways if len(set(way)) >= 3), None)
+    names = next((way for way in ways if len(set(way)) >= COUNT), None)
     if names is None:
-        raise InputError(f"at least 3 labelled tiles were expected, but the data has {len(tiles)}")
+        raise InputError(
+            f"at least {COUNT} labelled tiles were expected, but the data has {len(tiles)}"
+        )
     groups = sorted(set(names))
-    count = min(MOST, len(groups))
     order = [groups[i] for i in np.random.default_rng(seed).permutation(len(groups))]
     order.sort(key=lambda group: -names.count(group))  # the largest first, each to the least
-    folds: list[list[int]] = [[] for _ in range(count)]
+    folds: list[list[int]] = [[] for _ in range(COUNT)]
     for group in order:
         least = min(folds, key=len)
         least += [index for index, name in enumerate(names) if name == group]
