@@ -3,7 +3,7 @@ PYTHON ?= python3
 PY := .venv/bin/python
 PIP := .venv/bin/python -m pip --disable-pip-version-check install --quiet
 
-.PHONY: train test test-gpu test-containers serve lint size notebooks weights-outputs sheets docs audit
+.PHONY: train test test-gpu test-containers serve lint size notebooks weights-outputs sheets docs pdf audit
 train: .venv/core
 	$(PY) -m segment.train $(if $(DATA),--data $(DATA),--learn-at 0.6) $(ARGS)
 
@@ -51,6 +51,10 @@ docs: .venv/docs
 	$(PY) -m sphinx --builder html --fail-on-warning --keep-going --quiet docs site/html
 	$(PY) docs/browser.py site/html/lite
 	@echo site/html/index.html
+
+# The course on paper; needs Chromium.
+pdf: docs
+	$(PY) docs/pdf.py site/html site/course.pdf
 
 # Known weaknesses of the packages in .venv. Where nobody can be asked, that is said, and is no failure.
 ADVISORIES := https://api.osv.dev

@@ -10,6 +10,7 @@ from copy import deepcopy
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
+from itertools import pairwise
 from pathlib import Path
 from threading import Thread
 
@@ -61,6 +62,8 @@ def test_every_picture_has_a_text(path):
         for picture in pictures:
             assert len(picture["metadata"]["image/png"]["alt"]) > 40
             assert cell["metadata"]["mystnb"]["image"] == picture["metadata"]["image/png"]
+            moves = "text/html" in picture["data"]  # and writes its caption itself
+            assert moves or len(cell["metadata"]["mystnb"]["figure"]["caption"]) > 40
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
@@ -72,6 +75,31 @@ def test_exercises_have_stub_check_and_solution(path):
         assert "Your turn" in str(check["outputs"])
         assert "Right." in str(solution["outputs"])
         assert "hide-cell" in solution["metadata"]["tags"]
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_exercises_have_hints_in_levels(path):
+    stored = json.loads(path.read_text(encoding="utf-8"))["cells"]
+    for text, cell in pairwise(stored):
+        if "exercise" in cell["metadata"].get("tags", []):
+            assert {"Hint 1", "Hint 2"} <= set(re.findall(r"Hint \d", "".join(text["source"])))
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_fits_79_columns(path):
+    for cell in cells(path):
+        assert [line for line in "".join(cell["source"]).split("\n") if len(line) > 79] == []
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_code_that_only_draws_is_folded_and_says_what_it_is(path):
+    for cell in tagged(path, "hide-input"):
+        assert "figures." in "".join(cell["source"])
+        assert "picture" in cell["metadata"]["mystnb"]["code_prompt_show"]
+    pictures = re.compile(r"^figures\.(pictures|grids|show|states|bars)\(", re.M)
+    for cell in cells(path):
+        if "assert" not in (source := "".join(cell["source"])) and source.count("\n") > 8:
+            assert not pictures.match(source) or "hide-input" in cell["metadata"]["tags"]
 
 
 @pytest.fixture(scope="module")
@@ -216,12 +244,17 @@ threading.Thread.start = start
 
 def test_the_library_needs_numpy_alone_and_no_second_thread(browser):
     """What the pages that run in a browser import, in a process like one: they draw and train."""
-    imports = {
-        line
+    code = [
+        ast.parse("".join(cell["source"]))
         for name in browser.PAGES
         for cell in cells(FOLDER / f"{name}.ipynb")
-        for line in "".join(cell["source"]).split("\n")
-        if re.match(r"(import|from) (minicnn|segment)", line)
+    ]
+    imports = {
+        ast.unparse(line)
+        for tree in code
+        for line in tree.body
+        if isinstance(line, ast.Import | ast.ImportFrom)
+        and ast.unparse(line).split()[1].split(".")[0] in ("minicnn", "segment")
     }
     code = (
         WITHOUT

@@ -16,6 +16,7 @@ import sys
 import time
 from itertools import zip_longest
 from pathlib import Path
+from typing import Any
 
 import nbformat
 import numpy as np
@@ -29,6 +30,7 @@ EMBEDDED = re.compile(r"data:image/png;base64,([\w+/=]+)")
 CLOSE = 0.03  # numbers may differ by this share: other processors round otherwise
 DUST = 1e-5  # below it a number is a rounding error
 SHADE = 4.0  # how far the pixels of two pictures may be apart on average, of 255
+DRAWS = {"code_prompt_show": "Show the code of this picture", "code_prompt_hide": "Hide the code"}
 METADATA = {
     "kernelspec": {"display_name": "Python 3", "language": "python", "name": "python3"},
     "language_info": {"name": "python"},
@@ -48,13 +50,17 @@ def clean(notebook: nbformat.NotebookNode) -> None:
     notebook.metadata = nbformat.from_dict(METADATA)
     for cell in notebook.cells:
         tags = cell.metadata.get("tags", [])
-        cell.metadata = nbformat.from_dict({"tags": tags} if tags else {})
-        if "solution" in tags:
-            cell.metadata["jupyter"] = {"source_hidden": True}  # folded in Jupyter, too
+        kept: dict[str, Any] = {"tags": tags} if tags else {}
+        if {"solution", "hide-input"} & set(tags):
+            kept["jupyter"] = {"source_hidden": True}  # folded in Jupyter, too
+        site = dict(DRAWS) if "hide-input" in tags else {}
         for output in cell.get("outputs", []):
             alt = output.get("metadata", {}).get("image/png", {}).get("alt")
             if alt:
-                cell.metadata["mystnb"] = {"image": {"alt": alt}}
+                site["image"] = {"alt": alt}
+                if "text/html" not in output["data"]:  # sliders write their caption themselves
+                    site["figure"] = {"caption": alt}
+        cell.metadata = nbformat.from_dict(kept | ({"mystnb": site} if site else {}))
 
 
 def same_text(stored: str, fresh: str) -> bool:
