@@ -1,6 +1,6 @@
 """The course as one PDF, printed by Chromium from the built site: `python pdf.py SITE FILE`.
 
-Code that is folded on the page and all solutions are left out; of a moving picture its still is there.
+Folded code, hints and solutions are left out; a moving picture stands still.
 """
 
 import re
@@ -23,7 +23,7 @@ def pages() -> list[str]:
 
 
 def print_page(chromium: str, page: Path, target: Path) -> None:
-    options = "--headless=new --no-sandbox --disable-gpu --no-pdf-header-footer".split()
+    options = ["--headless=new", "--no-sandbox", "--disable-gpu", "--no-pdf-header-footer"]
     budget = f"--virtual-time-budget={1000 * SECONDS}"
     command = [chromium, *options, budget, f"--print-to-pdf={target}", page.resolve().as_uri()]
     done = subprocess.run(command, capture_output=True, text=True)
@@ -40,7 +40,7 @@ def main(site: Path, target: Path) -> None:
         for number, name in enumerate(pages()):
             page, printed = site / f"{name}.html", Path(folder) / f"{number}.pdf"
             print_page(chromium, page, printed)
-            title = re.search(r"<title>(.*?)(?: &#8212;| —|</title>)", page.read_text("utf-8"), re.S)
+            title = re.search(r"<h1>(.*?)<a ", page.read_text(encoding="utf-8"))
             book.append(printed, outline_item=title[1] if title else name)
         book.write(target)
     print(f"{target}: {len(book.pages)} pages")
