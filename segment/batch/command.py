@@ -2,6 +2,7 @@
 
 import argparse
 import os
+from collections.abc import Callable
 from functools import partial
 from typing import Any
 
@@ -26,7 +27,7 @@ def main(arguments: list[str]) -> None:
     try:
         # boto3 knows AWS_DEFAULT_REGION only; everything else of AWS sets and reads AWS_REGION.
         aws = boto3.Session(region_name=os.environ.get("AWS_REGION"))
-        options.run(aws, options, *passed)
+        _RUN[options.command](aws, options, *passed)
     except (BotoCoreError, ClientError) as error:
         raise InputError(f"AWS: {' '.join(str(error).split())}") from error
 
@@ -43,10 +44,6 @@ def _split(arguments: list[str]) -> list[list[str]]:
 
 
 # ---------------------------------------------------------------- the commands
-
-
-def _push(aws: Any, options: argparse.Namespace) -> None:
-    images.push(aws, options.device, options.image, options.build_option)
 
 
 def _deploy(aws: Any, options: argparse.Namespace) -> None:
@@ -100,9 +97,7 @@ def _predict(
         return
     title, hours, plain = asked.out[5:], options.hours, jobs.Place.of(aws, options.stack, "cpu")
     plan = None
-    if (
-        options.shards > 1
-    ):  # told no number, it makes the plan, lest every shard looks at all scenes
+    if options.shards > 1:  # without a number it makes the plan, so that no shard need do it
         plan = jobs.submit(aws, plain, full, f"plan {title}", hours)
     array = jobs.submit(aws, place, full, f"predict {title}", hours, options.shards, plan)
     jobs.submit(aws, plain, merge, f"merge {title}", hours, after=array)
@@ -133,21 +128,16 @@ def _require_s3(paths: list[str]) -> None:
             raise InputError(f"{path}: s3://bucket/key was expected, since jobs run elsewhere")
 
 
-def _status(aws: Any, options: argparse.Namespace) -> None:
-    jobs.show(aws, options.stack, options.job)
-
-
-def _logs(aws: Any, options: argparse.Namespace) -> None:
-    jobs.show_logs(aws, options.job, options.follow)
-
-
-def _cancel(aws: Any, options: argparse.Namespace) -> None:
-    jobs.cancel(aws, options.job)
-
-
-def _doctor(aws: Any, options: argparse.Namespace) -> None:
-    doctor.examine(aws, options.stack, options.job)
-
+_RUN: dict[str, Callable[..., None]] = {
+    "push": lambda aws, o: images.push(aws, o.device, o.image, o.build_option),
+    "deploy": _deploy,
+    "train": _train,
+    "predict": _predict,
+    "status": lambda aws, o: jobs.show(aws, o.stack, o.job),
+    "logs": lambda aws, o: jobs.show_logs(aws, o.job, o.follow),
+    "cancel": lambda aws, o: jobs.cancel(aws, o.job),
+    "doctor": lambda aws, o: doctor.examine(aws, o.stack, o.job),
+}
 
 # ---------------------------------------------------------------- their arguments
 
@@ -157,7 +147,7 @@ def _parser() -> argparse.ArgumentParser:
     commands = p.add_subparsers(dest="command", required=True, metavar="COMMAND")
 
     add = partial(_add_command, commands)
-    push = add("push", _push, "Build the container image of this commit, and put it into ECR.")
+    push = add("push", "Build the container image of this commit, and put it into ECR.")
     _add_device(push)
     push.add_argument("--image", metavar="NAME", help="an image that is built already")
     push.add_argument(
@@ -168,7 +158,7 @@ def _parser() -> argparse.ArgumentParser:
         help="for the engine's build, as in --build-option=--build-arg=BASE_IMAGE=NAME",
     )
 
-    deploy = add("deploy", _deploy, "Make or change the stack: bucket, repository, queues, roles.")
+    deploy = add("deploy", "Make or change the stack: bucket, repository, queues, roles.")
     deploy.add_argument(
         "--dry-run", action="store_true", help="print what would change, change nothing"
     )
@@ -183,12 +173,11 @@ def _parser() -> argparse.ArgumentParser:
     )
 
     passed = "After -- come the arguments of segment.{0}, with s3:// paths."
-    training = add("train", _train, "Submit a training. " + passed.format("train"))
+    training = add("train", "Submit a training. " + passed.format("train"))
     _add_job(training, 48)
 
     predicting = add(
         "predict",
-        _predict,
         "Submit an array of jobs that predict, and one that merges what they wrote. "
         + passed.format("predict")
         + " Arguments of segment.merge may follow a second --.",
@@ -198,21 +187,20 @@ def _parser() -> argparse.ArgumentParser:
     )
     _add_job(predicting, 6)
 
-    status = add("status", _status, "Show a job, or all that Batch remembers.")
+    status = add("status", "Show a job, or all that Batch remembers.")
     status.add_argument("job", nargs="?", metavar="JOB")
-    logs = add("logs", _logs, "Print what a job has said.")
+    logs = add("logs", "Print what a job has said.")
     logs.add_argument("job", metavar="JOB", help="an id; of an array's job ID:INDEX")
     logs.add_argument("--follow", action="store_true", help="go on until the job is over")
-    cancel = add("cancel", _cancel, "Stop a job.")
+    cancel = add("cancel", "Stop a job.")
     cancel.add_argument("job", metavar="JOB")
-    examine = add("doctor", _doctor, "Say why jobs don't start (stuck in RUNNABLE).")
+    examine = add("doctor", "Say why jobs don't start (stuck in RUNNABLE).")
     examine.add_argument("job", nargs="?", metavar="JOB")
     return p
 
 
-def _add_command(commands: Any, name: str, run: Any, about: str) -> argparse.ArgumentParser:
+def _add_command(commands: Any, name: str, about: str) -> argparse.ArgumentParser:
     command = commands.add_parser(name, help=about, description=about)
-    command.set_defaults(run=run)
     if name != "push":
         command.add_argument("--stack", default="minicnn", metavar="NAME", help="default: minicnn")
     return command

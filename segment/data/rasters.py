@@ -88,7 +88,7 @@ def open_raster(path: str | Source, own: bool = False) -> Iterator[DatasetReader
         with dataset:
             if "OVERVIEW_FILE" in dataset.tags(ns="OVERVIEWS"):  # GDAL would open it
                 raise InputError(f"{path} names another file for its overviews: that isn't read")
-            if is_turned(path, dataset) and not is_placed(dataset):
+            if not is_placed(dataset) and is_turned(path, dataset):
                 raise InputError(
                     f"{path} is to be turned before it is shown (EXIF orientation): save it upright"
                 )
