@@ -42,7 +42,7 @@ notebooks: .venv/docs
 
 # What is stored of the bundled weights' answers; a test holds their card to them.
 weights-outputs: .venv/docs
-	$(PY) docs/notebooks/run.py --save docs/notebooks/11_service.ipynb
+	$(PY) docs/notebooks/run.py --save docs/notebooks/11_service.ipynb docs/notebooks/12_ten_tiles.ipynb
 
 sheets: .venv/docs
 	$(PY) docs/notebooks/sheets.py $(or $(OUT),sheets)

@@ -36,7 +36,7 @@ def tagged(path, tag):
 
 def test_all_are_there():
     names = [path.stem.split("_")[0] for path in NOTEBOOKS]
-    numbers = "01 02 03 04 04b 05 06 07 08 09 10 10b 11"
+    numbers = "01 02 03 04 04b 05 06 07 08 09 10 10b 11 12"
     assert names == [*numbers.split(), "A", "B", "C", "D"]
     index = (FOLDER.parent / "index.md").read_text()
     pages = re.findall(r"^notebooks/(\w+)$", index, re.M)

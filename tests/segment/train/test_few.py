@@ -19,10 +19,12 @@ from segment.data.reading import Reading
 from segment.data.tiles import Tile
 from segment.errors import InputError
 from segment.evaluate.command import main as evaluate
-from segment.model import ModelInfo, save_model
+from segment.evaluate.objects import match, object_scores, truth_of
+from segment.geo.separate import marks, numbered
+from segment.model import ModelInfo, load_model, save_model
 from segment.run_folder import Run
 from segment.run_settings import FOLDS, Settings
-from segment.synthetic.scenes import write_scenes
+from segment.synthetic.scenes import draw_scene, write_scenes
 from segment.train import few
 from segment.train.ranks import World
 from segment.unet import UNet
@@ -206,3 +208,32 @@ def test_there_is_nothing_left_to_score_it_on(given, whole, tmp_path, capsys):
     shutil.copy(whole[0] / "best.safetensors", tmp_path / "alone.safetensors")
     options[1] = str(tmp_path / "alone.safetensors")
     evaluate([*options, "--data", str(given / "mytown"), "--json"])
+
+
+# ---------------------------------------------------------------- what it buys
+
+
+def object_f1(model, scenes):
+    """F1 of whole buildings in drawn scenes, by the model's own thresholds and separation."""
+    info, total = model.info, np.zeros(5, np.int64)
+    for image, mask in scenes:
+        probability = model.at(0.3).predict(image[None])[0]
+        mark = marks(probability, probability >= info.threshold)
+        found = numbered(mark, info.separation.on(0.3, info.pixel_size))
+        total += match(truth_of((mask > 0).astype(np.uint8)), found)[0]
+    return object_scores(total)["f1"]
+
+
+@pytest.mark.slow
+def test_seven_tiles_teach_the_bundled_model_a_style_it_has_not_seen(tmp_path):
+    """It has learnt from photographs alone; these scenes are drawn, and so are the unseen ones."""
+    write_scenes(tmp_path / "mytown", ["ashford"], scenes_per_city=7, size=512)
+    unseen = [draw_scene("ashford", number, 512) for number in range(101, 105)]
+    before = object_f1(load_model(), unseen)
+    command = [sys.executable, "-m", "segment.train", "--init", "bundled", "--device", "cpu"]
+    command += ["--data", tmp_path / "mytown", "--out", tmp_path / "run", "--cache", tmp_path]
+    subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
+    after = object_f1(load_model(tmp_path / "run"), unseen)
+    assert before < 0.45 and after >= 0.55
+    metrics = json.loads((tmp_path / "run/metrics.json").read_text())
+    assert metrics["test"]["pooled"]["objects"]["f1"] == pytest.approx(after, abs=0.15)
