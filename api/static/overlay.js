@@ -25,11 +25,13 @@ const Overlay = L.Layer.extend({
     return [(x.x - o.x) / w, (x.y - o.y) / w, (y.x - o.x) / h, (y.y - o.y) / h, o.x, o.y];
   },
 
-  // The pixel of the photograph under a point of the view.
-  pixelAt(point) {
+  // Where in the photograph a point of the view is, in pixels; and the pixel it lies in.
+  placeAt(point) {
     const at = new DOMMatrix(this.matrix()).inverse().transformPoint(new DOMPoint(point.x, point.y));
-    return [Math.floor(at.x), Math.floor(at.y)];
+    return [at.x, at.y];
   },
+
+  pixelAt(point) { return this.placeAt(point).map(Math.floor); },
 
   draw() {
     if (!this._map) return;

@@ -7,9 +7,11 @@ import time
 import numpy as np
 import pytest
 from selenium import webdriver
+from selenium.webdriver.common.actions.action_builder import ActionBuilder
 from selenium.webdriver.common.by import By
 from selenium.webdriver.common.keys import Keys
 from serving import decode, encode, picture, scene, wait_for
+from skimage.measure import label
 
 from segment.geo.footprints import polygons
 from segment.predict.scene import predict_scene
@@ -165,12 +167,13 @@ def test_keyboard_alone(browser, server):
     assert browser.find_element(By.ID, "threshold").get_property("value") == str(int(threshold) + 5)
     assert browser.execute_script("return scene.overlay.opacity") == 0
     reached = set()
-    for _ in range(25):
+    for _ in range(30):
         keys.reset_actions()
         keys.send_keys(Keys.TAB).perform()
         focused = browser.switch_to.active_element
         reached.add(focused.get_attribute("id") or focused.text)
     wanted = {"threshold", "smallest", "opacity", "outlines", "GeoTIFF", "GeoJSON", "PNG", "again"}
+    wanted |= {"draw", "share", "map"}
     assert wanted <= reached
 
 
@@ -191,7 +194,7 @@ def test_a_phone(browser, server, tmp_path):
 
 def test_the_page_forgets_its_job(browser, server, tmp_path):
     open_page(browser, server, scene(seed=9), path=tmp_path)
-    job = browser.execute_script("return job")
+    job = browser.execute_script("return shot.job")
     assert server.get(f"/jobs/{job}").ok
     browser.find_element(By.ID, "again").click()
     wait_for(lambda: server.get(f"/jobs/{job}").status_code == 404, 10)
@@ -236,3 +239,149 @@ def test_docs_upload_execute_download(browser, server, model, tmp_path):
     )
     assert loaded and all(name.startswith((server.url, "data:", "blob:")) for name in loaded)
     assert not complaints(browser)
+
+
+def on_map(browser, x, y):
+    """Click the map where a pixel of the photograph is shown."""
+    at = browser.execute_script(
+        "const [a, b, c, d, e, f] = scene.overlay.matrix(), r = $('map').getBoundingClientRect();"
+        "const [x, y] = arguments;"
+        "return [r.x + a * x + c * y + e, r.y + b * x + d * y + f];",
+        x,
+        y,
+    )
+    action = ActionBuilder(browser)
+    action.pointer_action.move_to_location(*map(round, at)).click()
+    action.perform()
+    time.sleep(0.5)  # two clicks in a row are a double click
+
+
+def counted(browser):
+    return int(text(browser, "count").replace(",", ""))
+
+
+def edits(browser, count):
+    wait_for(lambda: browser.execute_script("return shot.edits.length") == count, 10)
+    browser.execute_script("scene.buildings = null; setThreshold()")
+    wait_for(lambda: browser.execute_script("return Boolean(scene.buildings)"), 10)
+
+
+def test_wrong_buildings_are_removed_and_missing_ones_drawn(browser, server, model, tmp_path):
+    """What is downloaded is what is shown, beside an independent labelling of the mask."""
+    open_page(browser, server, scene(120, 160, seed=5), "town.tif", tmp_path)
+    slide(browser, "threshold", 128)
+    mask, _ = predict_scene(model, tmp_path / "town.tif", 128 / 255)
+    labels = label(mask, connectivity=1)
+    largest = np.argmax(np.bincount(labels[labels > 0]))
+    row, col = np.argwhere(labels == largest)[10]
+    before = counted(browser)
+    on_map(browser, int(col) + 0.5, int(row) + 0.5)
+    popup = browser.find_element(By.CSS_SELECTOR, ".leaflet-popup-content button")
+    assert popup.text == "Remove"
+    popup.click()
+    edits(browser, 1)
+    assert counted(browser) == before - 1
+    browser.find_element(By.ID, "draw").click()
+    for x, y in ((20, 30), (60, 30), (60, 70), (20, 70)):
+        on_map(browser, x, y)
+    browser.find_element(By.ID, "draw").click()
+    edits(browser, 2)
+    buttons = {b.text: b for b in browser.find_elements(By.CSS_SELECTOR, ".downloads button")}
+    buttons["GeoTIFF"].click()
+    got, _ = decode(downloaded(browser, "town_mask.tif"))
+    assert got[32:68, 22:58].all()
+    outside = np.ones(mask.shape, bool)
+    outside[28:73, 18:63] = False
+    expected = np.where(labels == largest, 0, mask)
+    assert np.array_equal(got[outside], expected[outside])
+    shown = browser.execute_script(
+        "return Array.from(scene.corrected.levels, (level) => level >= $('threshold').value)"
+    )
+    assert np.array_equal(np.reshape(shown, mask.shape), got > 0)
+    browser.find_element(By.ID, "undo").click()
+    browser.find_element(By.ID, "undo").click()
+    edits(browser, 0)
+    assert counted(browser) == before
+    assert not complaints(browser)
+
+
+def test_corrections_by_keyboard_alone(browser, server, tmp_path):
+    open_page(browser, server, scene(120, 160, seed=5), path=tmp_path)
+    browser.execute_script(
+        "const i = scene.buildings.labels.findIndex((b) => b > 0), w = scene.levels.width;"
+        "const [a, b, c, d, e, f] = scene.overlay.matrix();"
+        "const x = i % w + 0.5, y = Math.floor(i / w) + 0.5;"
+        "scene.map.panBy([a * x + c * y + e - scene.map.getSize().x / 2,"
+        " b * x + d * y + f - scene.map.getSize().y / 2], {animate: false}); $('map').focus()"
+    )
+    before = counted(browser)
+    keys = webdriver.ActionChains(browser)
+    keys.send_keys(Keys.ENTER).perform()
+    wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, ".leaflet-popup-content"), 5)
+    keys.reset_actions()
+    keys.send_keys(Keys.DELETE).perform()
+    edits(browser, 1)
+    assert counted(browser) == before - 1
+
+
+def test_a_link_shows_the_same_to_others(browser, server, tmp_path):
+    open_page(browser, server, scene(90, 90, seed=6), "link.tif", tmp_path)
+    slide(browser, "threshold", 150)
+    count = text(browser, "count")
+    browser.find_element(By.ID, "share").click()
+    wait_for(lambda: "#job=" in browser.current_url, 5)
+    link, job = browser.current_url, browser.execute_script("return shot.job")
+    browser.get("about:blank")  # whoever made it leaves
+    browser.get(link)
+    wait_for(lambda: browser.execute_script("return Boolean(scene && scene.buildings)"), 20)
+    assert text(browser, "count") == count
+    assert browser.find_element(By.ID, "threshold").get_property("value") == "150"
+    assert "link.tif" in text(browser, "about")
+    browser.find_element(By.ID, "again").click()  # it isn't theirs to forget
+    time.sleep(0.5)
+    assert server.get(f"/jobs/{job}").ok and "#" not in browser.current_url
+    server.delete(f"/jobs/{job}")
+    browser.get("about:blank")
+    browser.get(link)
+    wait_for(lambda: browser.find_element(By.ID, "error").is_displayed(), 10)
+    assert "forgotten" in text(browser, "error")
+
+
+def test_several_photographs_at_once(browser, server, tmp_path):
+    """The first is shown as soon as it is done; one that can't be read is named, the rest go on."""
+    names = ["first.tif", "broken.tif", "last.tif"]
+    for number, name in enumerate(names):
+        data = b"shopping list" if name == "broken.tif" else scene(80, 80, seed=number)
+        (tmp_path / name).write_bytes(data)
+    browser.get(server.url + "/")
+    paths = "\n".join(str(tmp_path / name) for name in names)
+    browser.find_element(By.ID, "file").send_keys(paths)
+
+    def listed():
+        return browser.execute_script(
+            "return Array.from(document.querySelectorAll('#pile button'),"
+            " (button) => Array.from(button.children, (part) => part.textContent))"
+        )
+
+    wait_for(lambda: [row[1:] for row in listed()][1:] == [["failed"], ["done"]], 40, listed)
+    assert [row[0] for row in listed()] == names and "first.tif" in text(browser, "about")
+    browser.find_elements(By.CSS_SELECTOR, "#pile button")[2].click()
+    wait_for(lambda: "last.tif" in text(browser, "about"), 20)
+    jobs = browser.execute_script("return pile.map((one) => one.job)")
+    assert server.get(f"/jobs/{jobs[2]}").ok
+    browser.find_element(By.ID, "again").click()
+    wait_for(lambda: server.get(f"/jobs/{jobs[2]}").status_code == 404, 10)
+
+
+def test_a_map_of_ones_own_below(browser, new_server, tmp_path):
+    with new_server(BASEMAP="/static/icon.svg?{z}/{x}/{y} © A <Surveyor>") as server:
+        open_page(browser, server, scene(), path=tmp_path)
+        wait_for(lambda: browser.find_elements(By.CSS_SELECTOR, "img.leaflet-tile-loaded"), 10)
+        credit = browser.find_element(By.CSS_SELECTOR, ".leaflet-control-attribution").text
+        assert "© A <Surveyor>" in credit
+        browser.find_element(By.ID, "below").click()
+        assert not browser.find_elements(By.CSS_SELECTOR, "img.leaflet-tile")
+        assert not complaints(browser)
+    with new_server(BASEMAP="https://{s}.tiles.example/{z}/{x}/{y}.png © B") as server:
+        policy = server.get("/").headers["Content-Security-Policy"]
+        assert "img-src 'self' data: blob: https://*.tiles.example;" in policy
