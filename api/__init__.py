@@ -7,8 +7,8 @@ from typing import Any
 from flask import Flask
 from werkzeug.middleware.proxy_fix import ProxyFix
 
-from api import errors, hooks, logs, service
-from api.routes import features, health, items, jobs, masks, pages
+from api import access, errors, hooks, logs, service
+from api.routes import features, health, items, jobs, masks, pages, tiles
 from api.settings import Settings
 from api.uploads import GDAL, Request
 from segment.geo.footprints import require_vector
@@ -19,6 +19,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
     settings = Settings.load(config)
     os.environ.update(GDAL)
     logs.install()
+    access.read_keys(settings.keys)  # what is wrong with them is said at the start
     require_vector()  # now, not at the first request: it also takes seconds to import
     app = Flask(__name__, static_folder="static")
     app.request_class = Request
@@ -30,7 +31,7 @@ def create_app(config: Mapping[str, Any] | None = None) -> Flask:
             app.wsgi_app, x_for=near, x_proto=near, x_host=near, x_prefix=near
         )
     errors.install(app)
-    for part in (masks, items, features, jobs, health, pages):
+    for part in (masks, items, tiles, features, jobs, health, pages):
         app.register_blueprint(part.blueprint)
     hooks.install(app, settings)
     return app

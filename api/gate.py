@@ -9,13 +9,14 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 from api.errors import Problem
 from api.settings import Settings
 
+LISTENERS = 8  # streams of events at once, over all workers: each holds a thread
 POLL = 0.01  # seconds between two tries for a lock
 
 
@@ -71,12 +72,19 @@ class Gate:
         folder = settings.folder("locks")
         self.tickets = settings.folder("tickets")
         self.slots = [folder / f"slot{n}" for n in range(settings.slots)]
+        self.listeners = [folder / f"listener{n}" for n in range(LISTENERS)]
         self.seats = [folder / f"seat{n}" for n in range(settings.slots + settings.queue)]
 
     @contextmanager
     def seat(self) -> Iterator[None]:
         with lock(self.seats, self._refuse):
             yield
+
+    def listener(self) -> ExitStack:
+        """A place among those that are told of jobs as they go on; to be closed."""
+        with ExitStack() as stack:
+            stack.enter_context(lock(self.listeners, self._refuse))
+            return stack.pop_all()
 
     @contextmanager
     def slot(

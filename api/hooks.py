@@ -12,11 +12,12 @@ from api import access
 from api.routes import health, validation
 from api.settings import Settings
 
+# data: and blob: are the pictures that the page and Swagger UI draw themselves
+POLICY = (
+    "default-src 'self'; img-src 'self' data: blob: {tiles}; style-src 'self' 'unsafe-inline'; "
+    "object-src 'none'; base-uri 'none'; form-action 'self'; frame-ancestors 'none'"
+)
 HEADERS = {
-    # data: and blob: are the pictures that the page and Swagger UI draw themselves
-    "Content-Security-Policy": "default-src 'self'; img-src 'self' data: blob:; "
-    "style-src 'self' 'unsafe-inline'; object-src 'none'; base-uri 'none'; "
-    "form-action 'self'; frame-ancestors 'none'",
     "X-Content-Type-Options": "nosniff",
     "X-Frame-Options": "DENY",
     "Referrer-Policy": "no-referrer",
@@ -27,6 +28,9 @@ log = logging.getLogger("api")
 
 
 def install(app: Flask, settings: Settings) -> None:
+    tiles = re.match(r"https?://[^/{}\s;,']+", settings.basemap.replace("{s}", "*"))
+    policy = POLICY.format(tiles=tiles[0] if tiles else "")
+
     @app.before_request
     def arrive() -> None:
         g.start = time.perf_counter()
@@ -42,7 +46,7 @@ def install(app: Flask, settings: Settings) -> None:
 
     @app.after_request
     def leave(response: Response) -> Response:
-        for name, value in HEADERS.items():
+        for name, value in {**HEADERS, "Content-Security-Policy": policy}.items():
             response.headers.setdefault(name, value)
         response.headers["X-Request-ID"] = g.get("request_id", "")
         _allow_origin(response, settings)

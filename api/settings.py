@@ -35,8 +35,10 @@ class Settings:
     store_mb: float = 10_240
     job_hours: float = 24
     token: str = ""
+    keys: Path | None = None
     rate: int = 0
     cors: str = ""
+    basemap: str = ""
     proxies: int = 0
 
     @classmethod

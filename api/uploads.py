@@ -7,7 +7,7 @@ from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
-from typing import IO, Any
+from typing import IO, Any, NamedTuple
 
 import flask
 from rasterio.windows import Window
@@ -138,8 +138,15 @@ def in_plain_words(source: Source) -> Iterator[None]:
         raise Problem(422, plain(error, str(source.path.absolute()), source.name)) from error
 
 
-def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None = None) -> str:
-    """The media type of a scene that can be worked on; Problem 413 or 422 for any other one.
+class Checked(NamedTuple):
+    """What a scene that can be worked on is, and how many pixels it costs at most."""
+
+    media_type: str
+    pixels: int
+
+
+def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None = None) -> Checked:
+    """Look at a scene; Problem 413 or 422 if it can't be worked on.
 
     Looks at what the file declares and reads its first and its last pixel: a small file may
     declare a huge picture, whole or in one block, or become one when it is resampled to the
@@ -174,7 +181,7 @@ def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None
             raise Problem(422, f"{source.name} has a georeference that is no place.")
         for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1)):  # a file cut off lacks its end
             read_pixels(dataset, look.reading(info.reading), Window(column, row, 1, 1))
-        return MEDIA[dataset.driver]
+        return Checked(MEDIA[dataset.driver], max(math.prod(shape), math.prod(work)))
 
 
 def _bytes(dtype: str) -> int:

@@ -22,8 +22,9 @@ worker_class = "api.worker.Worker"  # gthread, but a stalled client holds no thr
 # and SLOTS bounds them over all; on a GPU each worker holds a model there.
 _room = int(min(4, CORES // 2, MEMORY // WORKER_MEMORY))
 workers = int(os.environ.get("MINICNN_WORKERS") or max(2, _room, SLOTS))
-# Every seat of the queue may be taken in one worker, and /healthz must still find a thread there.
-threads = int(os.environ.get("MINICNN_WORKER_THREADS") or SLOTS + QUEUE + 8)
+# Every seat of the queue and every stream of events may be taken in one worker, and /healthz must
+# still find a thread there.
+threads = int(os.environ.get("MINICNN_WORKER_THREADS") or SLOTS + QUEUE + 16)
 # On the CPU the model is loaded once and its pages are shared. CUDA must not see a fork.
 preload_app = not GPU
 timeout = 60  # of a worker whose main thread hangs; requests have MINICNN_TIMEOUT

@@ -2,12 +2,14 @@
 
 from typing import Any
 
-from flask import Blueprint, Response, request, send_from_directory, url_for
+from flask import Blueprint, Response, request, url_for
+from markupsafe import escape
 
 import minicnn
 from api.routes import items
 from api.routes.pages import STATIC
 from api.routes.responses import json_answer
+from api.service import service
 from api.store.stac import COLLECTION, FIRST_AERIAL_PHOTOGRAPH
 
 CONFORMS = [
@@ -30,7 +32,9 @@ def _link(rel: str, view: str, media_type: str = "application/json") -> dict[str
 def landing() -> Response:
     """The page for people who ask for HTML, as browsers do; else the landing page of the API."""
     if "text/html" in request.headers.get("Accept", ""):
-        answer = send_from_directory(STATIC, "index.html")
+        page = (STATIC / "index.html").read_text()
+        about = escape(service().settings.basemap)
+        answer = Response(page.replace("{{ basemap }}", about), content_type="text/html")
     else:
         answer = json_answer(_catalog())
     answer.vary.add("Accept")

@@ -1,7 +1,9 @@
 """/healthz, /readyz, /metrics: what a load balancer and a monitoring system ask."""
 
 import os
+import time
 from collections.abc import Iterator
+from contextlib import suppress
 
 from flask import Blueprint, Response, request
 from prometheus_client import (
@@ -17,6 +19,7 @@ from prometheus_client import (
 from prometheus_client.core import GaugeMetricFamily
 from prometheus_client.registry import Collector
 
+from api import access
 from api.errors import Problem, disk_is_full
 from api.files import scratch_path, total_bytes
 from api.routes.responses import json_answer
@@ -92,5 +95,11 @@ class Now(Collector):
         for status, count in jobs.count().items():
             counted.add_metric([status], count)
         yield counted
+        spent = GaugeMetricFamily("minicnn_pixels_today", "Pixels sent by a key", labels=["key"])
+        for key in access.read_keys(self.service.settings.keys).values():
+            with suppress(FileNotFoundError):
+                text = access.spent(self.service.settings, key, time.time()).read_text()
+                spent.add_metric([key.name], int(text or 0))
+        yield spent
         size = total_bytes(cache.glob("*.tif"))
         yield GaugeMetricFamily("minicnn_cache_bytes", "Kept predictions", size)

@@ -1,12 +1,11 @@
 """/items: scenes kept under an id, as STAC Items with their masks."""
 
-import re
 from typing import Any
 
 from flask import Blueprint, Response, g, request, send_file, url_for
 
 from api.errors import Problem
-from api.routes.responses import json_answer, product, product_etag, started
+from api.routes.responses import json_answer, one_range, product, product_etag, started
 from api.routes.validation import json_body, kind_of_answer, wants_job
 from api.service import service
 from api.store.items import Record
@@ -66,13 +65,13 @@ def put(item_id: str) -> Response:
 def _put_scene(item_id: str, source: Source) -> tuple[Record, bool]:
     store = service().store
     with service().gate.seat():  # looking at a file takes time, too
-        media_type = check(source, service().settings, service().predictor.model.info)
+        found = check(source, service().settings, service().predictor.model.info)
 
     def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)
         created = before.item["properties"]["created"] if before else None
         item = describe(item_id, source.path, created)
-        return {"item": item, "sha256": source.digest, "media_type": media_type}
+        return {"item": item, "sha256": source.digest, "media_type": found.media_type}
 
     return store.replace(item_id, change, source)
 
@@ -85,7 +84,7 @@ def _put_metadata(item_id: str) -> Response:
     def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)
         if before is None:
-            raise _missing(item_id, "store its scene first, then its metadata")
+            raise missing(item_id, "store its scene first, then its metadata")
         return {"item": replaced(before.item, body)}
 
     return _stored(*service().store.replace(item_id, change))
@@ -104,11 +103,11 @@ def _preconditions(record: Record | None) -> None:
 def _present(item_id: str) -> Record:
     record = service().store.get(item_id)
     if record is None:
-        raise _missing(item_id)
+        raise missing(item_id)
     return record
 
 
-def _missing(item_id: str, then: str = "") -> Problem:
+def missing(item_id: str, then: str = "") -> Problem:
     return Problem(404, f"There is no item {item_id}{': ' + then if then else ''}.")
 
 
@@ -136,7 +135,7 @@ def delete(item_id: str) -> Response:
         nonlocal digest
         _preconditions(record)
         if record is None:
-            raise _missing(item_id)
+            raise missing(item_id)
         digest = record.source.digest
 
     service().store.remove(item_id, check)
@@ -146,11 +145,10 @@ def delete(item_id: str) -> Response:
 
 @blueprint.get("/items/<item_id>/image")
 def image(item_id: str) -> Response:
-    if not re.fullmatch(r"bytes=(\d+-\d*|-\d+)", request.headers.get("Range", "")):
-        request.environ.pop("HTTP_RANGE", None)  # several, or no bytes: the whole is the answer
+    one_range()
     with service().store.pinned(item_id) as record:
         if record is None:
-            raise _missing(item_id)
+            raise missing(item_id)
         ending = record.media_type.replace("image/", ".")
         return send_file(
             record.source.path,
@@ -170,7 +168,7 @@ def mask(item_id: str) -> Response:
     predictor = service().predictor
     with service().store.pinned(item_id) as record:
         if record is None:
-            raise _missing(item_id)
+            raise missing(item_id)
         source = record.source
         key = predictor.key(source.digest, ask["look"])
         if wants_job() and not predictor.has(key):

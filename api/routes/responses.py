@@ -2,12 +2,16 @@
 
 import hashlib
 import json
-from collections.abc import Mapping
-from pathlib import PurePath
+import os
+import re
+from collections.abc import Iterator, Mapping
+from contextlib import contextmanager, suppress
+from pathlib import Path, PurePath
 from typing import Any
 
 from flask import Response, request, send_file, url_for
 
+from api import access
 from api.files import scratch_path
 from api.gate import Connected, Deadline
 from api.service import service
@@ -20,7 +24,34 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
     kind = KINDS[ask["response_type"]]
     if etag and request.if_none_match.contains_weak(etag):
         return Response(status=304, headers={"ETag": f'"{etag}"'})
+    one_range()
+    with made(source, ask, etag) as out:
+        # opens the file: its name may go at the end of the block, its bytes when they are sent
+        response = send_file(
+            out,
+            kind.media_type,
+            as_attachment=True,
+            download_name=PurePath(source.name).stem + kind.ending,
+            etag=etag or False,
+            conditional=out.parent == service().predictor.folder,
+            max_age=0,
+        )
+    response.headers["Vary"] = "Accept, Prefer"
+    return response
+
+
+@contextmanager
+def made(source: Source, ask: Mapping[str, Any], etag: str | None) -> Iterator[Path]:
+    """The file of a product. A mask with an `etag` is kept: it is asked for in parts, as tiles."""
     settings, predictor = service().settings, service().predictor
+    kept = None
+    if etag and ask["response_type"] == "file":
+        kept = predictor.mask_file(source.digest, etag)
+        if kept.exists():
+            with suppress(OSError):  # where it can't be written it isn't evicted either
+                os.utime(kept)
+            yield kept
+            return
     deadline, connected = Deadline(settings.timeout), Connected(request.environ)
 
     def step(share: float | None) -> None:
@@ -28,21 +59,22 @@ def product(source: Source, ask: Mapping[str, Any], etag: str | None = None) -> 
         connected()
 
     with service().gate.seat(), scratch_path(settings) as out:
-        check(source, settings, predictor.model.info, ask["look"])
-        make(predictor, source, ask, out, step)
-        # opens the file: its name goes at the end of the block, its bytes when they are sent
-        response = send_file(
-            out,
-            kind.media_type,
-            as_attachment=True,
-            download_name=PurePath(source.name).stem + kind.ending,
-            etag=False,
-            max_age=0,
-        )
-    response.headers["Vary"] = "Accept, Prefer"
-    if etag:
-        response.set_etag(etag)
-    return response
+        found = check(source, settings, predictor.model.info, ask["look"])
+        if ask["response_type"] != "photo" and not predictor.has(
+            predictor.key(source.digest, ask["look"])
+        ):
+            access.charge(settings, found.pixels)
+        make(predictor, source, {"edits": None, **ask, "kept": kept}, out, step)
+        if kept:
+            predictor.grown += out.stat().st_size
+            os.replace(out, kept)
+        yield kept or out
+
+
+def one_range() -> None:
+    """Several ranges, or none of bytes, are answered with the whole (RFC 9110, 14.2)."""
+    if not re.fullmatch(r"bytes=(\d+-\d*|-\d+)", request.headers.get("Range", "")):
+        request.environ.pop("HTTP_RANGE", None)
 
 
 def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
@@ -63,9 +95,15 @@ def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
 
 def started(job_id: str, source: Source, look: Look) -> Response:
     """202 with the job that looks for the buildings of a scene."""
+    settings, predictor, jobs = service().settings, service().predictor, service().jobs
     with service().gate.seat():
-        check(source, service().settings, service().predictor.model.info, look)
-    state = service().jobs.add(job_id, source, look)
+        found = check(source, settings, predictor.model.info, look)
+    before = jobs.get(job_id)
+    if not (before and before["status"] != "failed") and not predictor.has(
+        predictor.key(source.digest, look)
+    ):
+        access.charge(settings, found.pixels)
+    state = jobs.add(job_id, source, look)
     response = json_answer(job_body(job_id, state), 202)
     response.headers["Location"] = url_for("jobs.get", job_id=job_id)
     response.headers["Preference-Applied"] = "respond-async"

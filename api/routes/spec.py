@@ -6,6 +6,7 @@ from typing import Any
 
 import minicnn
 from api.work.products import KINDS
+from api.work.tiles import ZOOMS
 
 ITEM_ID = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
 JOB_ID = "^[0-9a-f]{32}$"
@@ -52,6 +53,8 @@ def _schema(properties: dict[str, Any], *optional: str) -> dict[str, Any]:
 
 LINKS = {"type": "array", "items": _schema({"rel": {"type": "string"}, "href": {"type": "string"}})}
 NUMBER, COUNT = {"type": "number"}, {"type": "integer", "minimum": 0}
+PLACE = {"type": "number", "minimum": -100_000, "maximum": 100_000}
+POINT = {"type": "array", "items": PLACE, "minItems": 2, "maxItems": 2}
 SCHEMAS: dict[str, Any] = {
     "Problem": _schema(
         {
@@ -118,6 +121,22 @@ SCHEMAS: dict[str, Any] = {
         },
         "required": ["type", "id", "properties"],
     },
+    "Edits": _schema(
+        {
+            "remove": {
+                "type": "array",
+                "items": {"type": "array", "items": COUNT, "minItems": 2, "maxItems": 2},
+                "maxItems": 5000,
+                "description": "Pixels (x, y) of buildings that are none.",
+            },
+            "add": {
+                "type": "array",
+                "items": {"type": "array", "items": POINT, "minItems": 3, "maxItems": 50},
+                "maxItems": 400,
+                "description": "Corners (x, y) of buildings that are missing, in pixels.",
+            },
+        }
+    ),
     "Items": _schema(
         {
             "type": {"const": "FeatureCollection"},
@@ -136,6 +155,17 @@ SCHEMAS: dict[str, Any] = {
             "links": LINKS,
         }
     ),
+    "TileJson": _schema(
+        {
+            "tilejson": {"const": "3.0.0"},
+            "name": {"type": "string"},
+            "tiles": {"type": "array", "items": {"type": "string"}},
+            "minzoom": COUNT,
+            "maxzoom": COUNT,
+            "bounds": {"type": "array", "items": NUMBER},
+            "center": {"type": "array", "items": NUMBER},
+        }
+    ),
     "Health": _schema({"status": {"type": "string"}}),
     "Any": {"type": "object"},
 }
@@ -146,9 +176,8 @@ for _name, _example in EXAMPLES.items():
     SCHEMAS[_name]["examples"] = [_example]
 
 
-def _query(name: str, schema: dict[str, Any], text: str, example: Any = None) -> dict[str, Any]:
-    told = {} if example is None else {"example": example}
-    return {"name": name, "in": "query", "schema": schema, "description": text, **told}
+def _query(name: str, schema: dict[str, Any], text: str) -> dict[str, Any]:
+    return {"name": name, "in": "query", "schema": schema, "description": text}
 
 
 def _path(name: str, pattern: str, example: str) -> dict[str, Any]:
@@ -174,19 +203,16 @@ PRODUCT = [
         "threshold",
         {"type": "number", "minimum": 0, "maximum": 1},
         "The probability from which a pixel is building; default: the model's own.",
-        0.6,
     ),
     _query(
         "min_area",
         {"type": "number", "minimum": 0, "maximum": 1e9, "default": 0},
         "Leave out buildings below so many m²: all but probability and photo.",
-        10,
     ),
     _query(
         "simplify",
         {"type": "number", "minimum": 0, "maximum": 1000, "default": 0},
         "How far, in metres, an outline may be moved to become simpler: the outlines and json.",
-        0.5,
     ),
     _query(
         "right_angles",
@@ -202,7 +228,6 @@ PRODUCT = [
         "size",
         {"type": "integer", "minimum": 16, "maximum": 30_000},
         "Reduce probability and photo to so many pixels on the longer side.",
-        1024,
     ),
 ]
 LOOK = [
@@ -210,28 +235,34 @@ LOOK = [
         "pixel_size",
         {"type": "number", "minimum": 0.001, "maximum": 1000},
         "Metres on the ground a pixel, where the file doesn't say or is wrong.",
-        0.3,
     ),
     _query(
         "bands",
         {"type": "string", "pattern": r"^[1-9]\d{0,2}(,[1-9]\d{0,2}){2}$"},
         "The bands that are red, green and blue, counted from 1: 4,3,2.",
-        "4,3,2",
     ),
     _query(
         "rescale",
         {"type": "string", "pattern": r"^(auto|-?\d{1,9}(\.\d{1,9})?,-?\d{1,9}(\.\d{1,9})?)$"},
         "The values that become black and white, for scenes that aren't 8-bit: 0,3000; or auto.",
-        "0,3000",
     ),
 ]
-PRODUCT_NAMES = [parameter["name"] for parameter in PRODUCT]
+DEFAULTS = {parameter["name"]: parameter["schema"].get("default") for parameter in PRODUCT}
 PREFER = _header("Prefer", "`respond-async`: answer 202 and a job at once.", maxLength=100)
 IF_MATCH = _header("If-Match", "Only if the stored ETag is this one; else 412.", maxLength=200)
 IF_NONE = _header("If-None-Match", "`*`: only if nothing is stored; else 412.", maxLength=200)
 IF_CHANGED = _header("If-None-Match", "304 if the ETag is still this one.", maxLength=200)
 ITEM = _path("item_id", ITEM_ID, EXAMPLES["Item"]["id"])
 JOB = _path("job_id", JOB_ID, EXAMPLES["Job"]["id"])
+
+TILE = [
+    {"name": name, "in": "path", "required": True, "schema": {"type": "integer", **bounds}}
+    for name, bounds in (
+        ("z", {"minimum": 0, "maximum": ZOOMS}),
+        ("x", {"minimum": 0, "maximum": 2**ZOOMS}),
+        ("y", {"minimum": 0, "maximum": 2**ZOOMS}),
+    )
+]
 
 FILE_FORM = {
     "schema": {
@@ -266,7 +297,7 @@ TITLES = {
     413: "Too large",
     415: "No such content type",
     422: "A value or a file that can't be used",
-    429: "Too many requests",
+    429: "Too many requests, or pixels",
     500: "A fault of the service",
     503: "Busy; try again after Retry-After",
     507: "The store is full",
@@ -338,7 +369,6 @@ FILTER = [
         "bbox",
         {"type": "string", "pattern": rf"^{NUMBERS}(,{NUMBERS}){{3}}((,{NUMBERS}){{2}})?$"},
         "Scenes that meet a box: west, south, east, north in degrees.",
-        "15,46,16,47.5",
     ),
     _query("ids", {"type": "string", "pattern": LIST}, "These scenes, with commas between."),
     _query("collections", {"type": "string", "pattern": LIST}, "Of these collections: scenes."),
@@ -346,7 +376,6 @@ FILTER = [
         "datetime",
         {"type": "string", "pattern": r"^[0-9TtZz:.+/-]{2,80}$"},
         "Scenes of a time of RFC 3339, or of an interval: 2020-01-01T00:00:00Z/..",
-        "2020-01-01T00:00:00Z/..",
     ),
 ]
 PAGE = _answer("A page of STAC Items", {GEOJSON: {"schema": {"$ref": REF + "Items"}}})
@@ -472,6 +501,26 @@ PATHS: dict[str, Any] = {
             [ITEM, KIND, *PRODUCT, *LOOK, IF_CHANGED, PREFER],
         )
     },
+    "/items/{item_id}/tilejson.json": {
+        "get": _operation(
+            "getItemTileJson",
+            "items",
+            "Where the map tiles of the mask are, as TileJSON 3.0",
+            {200: _answer("It", "TileJson")},
+            (404, *WORK[1:]),
+            [ITEM, *PRODUCT[:2], *LOOK],
+        )
+    },
+    "/items/{item_id}/tiles/{z}/{x}/{y}.png": {
+        "get": _operation(
+            "getItemTile",
+            "items",
+            "A map tile of the mask in Web Mercator, as opaque as there are buildings",
+            {200: _answer("The tile", {**BYTES, "image/png": {"schema": BINARY}})},
+            (304, 404, *WORK[1:]),
+            [ITEM, *TILE, *PRODUCT[:2], *LOOK, IF_CHANGED],
+        )
+    },
     "/jobs/{job_id}": {
         "get": _operation(
             "getJob", "jobs", "How far a job is", {200: _answer("The job", "Job")}, (404,), [JOB]
@@ -485,6 +534,16 @@ PATHS: dict[str, Any] = {
             [JOB],
         ),
     },
+    "/jobs/{job_id}/events": {
+        "get": _operation(
+            "getJobEvents",
+            "jobs",
+            "Each change of a job as a server-sent event, for at most a minute",
+            {200: _answer("Events", {"text/event-stream": {"schema": {"type": "string"}}})},
+            (404, 503),
+            [JOB],
+        )
+    },
     "/jobs/{job_id}/result": {
         "get": _operation(
             "getJobResult",
@@ -493,7 +552,16 @@ PATHS: dict[str, Any] = {
             {200: MADE},
             (304, 404, 409, *WORK),
             [JOB, KIND, *PRODUCT, IF_CHANGED],
-        )
+        ),
+        "post": _operation(
+            "correctJobResult",
+            "jobs",
+            "The same as a person corrected it; the corrections are not kept",
+            {200: MADE},
+            (404, 409, *WORK),
+            [JOB, KIND, *PRODUCT],
+            {"application/json": {"schema": {"$ref": REF + "Edits"}}},
+        ),
     },
     "/healthz": {
         "get": _operation(

@@ -11,7 +11,7 @@ from werkzeug.datastructures import MIMEAccept
 from werkzeug.http import parse_accept_header
 
 from api.errors import Problem
-from api.routes.spec import PATHS, PRODUCT_NAMES, SCHEMAS
+from api.routes.spec import DEFAULTS, PATHS, SCHEMAS
 from api.store.stac import utc
 from api.work.products import KINDS
 
@@ -107,7 +107,7 @@ def _finite(number: str) -> float:
 def kind_of_answer(asked: str | None) -> str:
     """The response_type: as asked for, or what `Accept` likes best; 406 where there is none."""
     kind = asked or _accepted()
-    for name in PRODUCT_NAMES:
+    for name in DEFAULTS:
         if g.ask[name] and name not in KINDS[kind].takes:  # generated clients send the defaults
             raise Problem(422, f"The parameter {name!r} means nothing to response_type={kind}.")
     return kind

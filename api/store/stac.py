@@ -127,6 +127,9 @@ def linked(item: Mapping[str, Any], media_type: str) -> dict[str, Any]:
     for rel, view in (("root", "landing"), ("parent", "collection"), ("collection", "collection")):
         href = url_for(f"features.{view}", _external=True)
         links.append({"rel": rel, "href": href, "type": "application/json"})
+    if item["geometry"]:
+        tiles = url_for("tiles.tilejson", item_id=item["id"], _external=True)
+        links.append({"rel": "tilejson", "href": tiles, "type": "application/json"})
     return {**item, "collection": COLLECTION, "links": links, "assets": assets}
 
 

@@ -7,11 +7,11 @@ from typing import BinaryIO
 
 import numpy as np
 
-GREY, RGB = 0, 2  # colour types
+COLOURS = {1: 0, 3: 2, 4: 6}  # channels: colour type of grey, RGB, RGBA
 
 
 def write_png(file: BinaryIO, shape: tuple[int, int], bands: Iterable[np.ndarray]) -> None:
-    """Write bands (rows, W) or (rows, W, 3) of uint8, top to bottom, as one 8-bit picture.
+    """Write bands (rows, W) or (rows, W, 3 or 4) of uint8, top to bottom, as one 8-bit picture.
 
     Each row is stored as its difference to the pixel on the left (filter 1, "Sub"), which
     photographs and probabilities compress well with.
@@ -20,7 +20,7 @@ def write_png(file: BinaryIO, shape: tuple[int, int], bands: Iterable[np.ndarray
     file.write(b"\x89PNG\r\n\x1a\n")
     for index, band in enumerate(bands):
         if index == 0:
-            colour = RGB if band.ndim == 3 else GREY
+            colour = COLOURS[1 if band.ndim == 2 else band.shape[2]]
             _chunk(file, b"IHDR", struct.pack(">IIBBBBB", shape[1], shape[0], 8, colour, 0, 0, 0))
         lines = np.ones((len(band), 1 + band[0].size), np.uint8)  # the first byte: the filter
         differences = band.copy()

@@ -81,6 +81,10 @@ class Predictor:
         for kept in self.there.glob(f"{_of_scene(digest)}*.tif") if self.there else ():
             kept.delete()
 
+    def mask_file(self, digest: str, etag: str) -> Path:
+        """Where a mask is kept that may be asked for again, in parts or as tiles."""
+        return self.folder / f"{_of_scene(digest)}-{etag[:16]}.tif"
+
     def has(self, key: str) -> bool:
         return (self.folder / f"{key}.tif").exists()
 

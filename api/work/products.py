@@ -6,7 +6,7 @@ Rasters are made row by row; outlines and figures hold the whole mask, a byte a 
 import json
 import os
 import time
-from collections.abc import Callable, Iterable, Iterator, Mapping
+from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -14,8 +14,9 @@ from typing import Any, NamedTuple
 import numpy as np
 import pyproj
 from affine import Affine
-from rasterio.features import rasterize
+from rasterio.features import rasterize, shapes
 
+import minicnn
 from api.errors import Problem
 from api.store.stac import corners, placed
 from api.uploads import Source, in_plain_words
@@ -91,18 +92,21 @@ def make(
             if kind == "probability":
                 _probability(prediction, ask["size"], out)
             elif kind in ("file", "png"):
-                bands = _bands(prediction)
+                bands = _corrected(prediction, threshold, ask["edits"])
                 if ask["min_area"]:
-                    bands = _without_small(prediction, scene, threshold, ask)
+                    bands = _without_small(list(bands), scene, threshold, ask)
                 if kind == "file":
-                    write_bands(bands, out, scene, threshold)
+                    tags = _tags(predictor, threshold) if ask["kept"] else None
+                    write_bands(bands, out, scene, threshold, tags)
                 else:
                     _overlay(bands, scene, reading, threshold, out)
             elif kind in VECTOR:
-                mask, _ = _marks(prediction, threshold)
+                bands = _corrected(prediction, threshold, ask["edits"])
+                mask, _ = _marks(bands, threshold)
                 _write_outlines(_outlines(mask, scene, ask), kind, out)
             else:
-                mask, valid = _marks(prediction, threshold)
+                bands = _corrected(prediction, threshold, ask["edits"])
+                mask, valid = _marks(bands, threshold)
                 found = _outlines(mask, scene, ask)
                 body = _figures(scene, mask, valid, found, look.pixel_size)
                 body["threshold"] = threshold
@@ -112,17 +116,50 @@ def make(
                 out.write_text(json.dumps(body))
 
 
+def _tags(predictor: Predictor, threshold: float) -> dict[str, str]:
+    """What a mask that is kept says of how it came about; with tags it is a COG."""
+    software = {"TIFFTAG_SOFTWARE": f"minicnn {minicnn.__version__}"}
+    return {**software, "MINICNN_MODEL": predictor.model_id, "MINICNN_THRESHOLD": f"{threshold:g}"}
+
+
 def _overlay(bands: Iterable[Band], scene: Any, reading: Any, threshold: float, out: Path) -> None:
     tints = (tinted(_pixels(scene, reading, band), band.mask(threshold)) for band in bands)
     with out.open("wb") as file:
         write_png(file, scene.shape, tints)
 
 
+def _corrected(
+    prediction: Any, threshold: float, edits: Mapping[str, Any] | None
+) -> Iterator[Band]:
+    """The bands of a prediction as a person corrected them, in pixels of the scene (x, y): without
+    the buildings that the points of `remove` lie in, with those whose corners are in `add`."""
+    if not edits:
+        yield from _bands(prediction)
+        return
+    mask = np.concatenate([band.mask(threshold) for band in _bands(prediction)])
+    gone = np.zeros_like(mask)
+    points = [(x, y) for x, y in edits["remove"] if x < mask.shape[1] and y < mask.shape[0]]
+    if any(mask[y, x] for x, y in points):
+        found = shapes(mask, mask=mask != 0, connectivity=4)
+        numbers = rasterize(
+            ((shape, n) for n, (shape, _) in enumerate(found, 1)), mask.shape, dtype="int32"
+        )
+        gone = np.isin(numbers, [numbers[y, x] for x, y in points if numbers[y, x]])
+    drawn = np.zeros_like(mask)
+    rings = [{"type": "Polygon", "coordinates": [[*ring, ring[0]]]} for ring in edits["add"]]
+    if rings:
+        drawn = rasterize(rings, mask.shape)
+    for band in _bands(prediction):
+        rows = slice(band.row, band.row + len(band.valid))
+        found = np.where(gone[rows], np.float32(-1), band.probability)
+        yield replace(band, probability=np.where(drawn[rows] & band.valid, np.float32(1), found))
+
+
 def _without_small(
-    prediction: Any, scene: Any, threshold: float, ask: Mapping[str, Any]
+    bands: Sequence[Band], scene: Any, threshold: float, ask: Mapping[str, Any]
 ) -> Iterator[Band]:
     """The bands of a prediction, less buildings whose outlines are below min_area."""
-    mask, _ = _marks(prediction, threshold)
+    mask, _ = _marks(bands, threshold)
     kept = _outlines(mask, scene, {**ask, "simplify": 0, "right_angles": False}).outlines
     if placed(scene):
         place = scene.transform
@@ -131,7 +168,7 @@ def _without_small(
         place = Affine.scale(side, -side)
     shapes = ((outline, 1) for outline in kept)
     mask = rasterize(shapes, mask.shape, transform=place) if len(kept) else np.zeros_like(mask)
-    for band in _bands(prediction):
+    for band in bands:
         rows = mask[band.row : band.row + len(band.valid)]
         yield replace(band, probability=np.where(rows, band.probability, np.float32(-1)))
 
@@ -163,13 +200,12 @@ def _pixels(scene: Any, reading: Any, band: Band) -> np.ndarray:
     return read_pixels(scene, reading, window)[0]
 
 
-def _marks(prediction: Any, threshold: float) -> tuple[np.ndarray, int]:
+def _marks(bands: Iterable[Band], threshold: float) -> tuple[np.ndarray, int]:
     """The whole mask as `separate.marks`, 0 where no building is, and how many pixels are valid."""
-    bands = [
-        (marks(band.probability, band.mask(threshold) > 0), int(band.valid.sum()))
-        for band in _bands(prediction)
+    parts = [
+        (marks(band.probability, band.mask(threshold) > 0), int(band.valid.sum())) for band in bands
     ]
-    return np.concatenate([part for part, _ in bands]), sum(count for _, count in bands)
+    return np.concatenate([part for part, _ in parts]), sum(count for _, count in parts)
 
 
 def _reduced(

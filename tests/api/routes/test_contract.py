@@ -28,7 +28,7 @@ def test_every_operation_keeps_the_contract(new_server, tmp_path, examples):
         command += ["--no-color"]
         run = subprocess.run(command, capture_output=True, text=True, cwd=tmp_path, timeout=280)
         assert run.returncode == 0, run.stdout[-6000:]
-        assert "19 selected / 19 total" in run.stdout
+        assert "23 selected / 23 total" in run.stdout
         codes = {line["status"] for line in server.lines() if line["message"] == "request"}
         assert not codes & {500, 507}, "a fault, or a full disk"
         assert server.mask(encode(picture(), "PNG")).ok

@@ -10,11 +10,14 @@ import numpy as np
 import pytest
 import requests
 from serving import decode, problem, scene, wait_for
+from skimage.measure import label
 
 from api.gate import lock
 from api.service import build
 from api.settings import Settings
 from api.uploads import Look, Source
+from segment.geo.footprints import polygons
+from segment.plots import tinted
 from segment.predict.scene import predict_scene
 
 ASYNC = {"Prefer": "respond-async"}
@@ -227,3 +230,39 @@ def parts(model_file, tmp_path):
     jobs = build(Settings.load(settings)).jobs
     (tmp_path / "scene.tif").write_bytes(scene())
     return jobs, Source(tmp_path / "scene.tif", "scene.tif", "0" * 64)
+
+
+def test_a_result_as_a_person_corrected_it(server, model, tmp_path):
+    """One building removed, one drawn, beside an independent labelling; in every product."""
+    path = tmp_path / "scene.tif"
+    path.write_bytes(scene(120, 100))
+    mask, profile = predict_scene(model, path)
+    labels = label(mask, connectivity=1)
+    largest = np.argmax(np.bincount(labels[labels > 0]))
+    row, col = (int(places[0]) for places in np.nonzero(labels == largest))
+    edits = {"remove": [[col, row]], "add": [[[10, 20], [30, 20], [30, 50.5], [10, 50.5]]]}
+    expected = np.where(labels == largest, 0, mask)
+    expected[20:50, 10:30] = 255
+    job = server.mask(path.read_bytes(), headers=ASYNC).headers["Location"]
+    wait_for(lambda: finished(server, job), 30)
+
+    def ask(**query):
+        address = f"{server.url}{job}/result"
+        return requests.post(address, json=edits, params=query, timeout=30)
+
+    assert np.array_equal(decode(ask(response_type="file").content)[0], expected)
+    pixels, _ = decode(path.read_bytes())
+    assert np.array_equal(decode(ask(response_type="png").content)[0], tinted(pixels, expected))
+    found = polygons(expected, profile["transform"], profile["crs"])
+    features = ask(response_type="geojson").json()["features"]
+    assert sum(f["properties"]["area_m2"] for f in features) == pytest.approx(
+        found.area_m2.sum(), rel=1e-3
+    )
+    assert ask(response_type="json").json()["buildings"] == len(found.outlines)
+    large = decode(ask(response_type="file", min_area=40).content)[0]
+    assert large[20:50, 10:30].all() and np.count_nonzero(large) < np.count_nonzero(expected)
+    plain = server.get(f"{job}/result", params={"response_type": "file"})
+    assert np.array_equal(decode(plain.content)[0], mask)  # nothing of it is kept
+    problem(ask(response_type="photo"), 422)
+    wrong = requests.post(f"{server.url}{job}/result", json={"remove": [[-1, 0]]}, timeout=30)
+    assert wrong.status_code == 422
