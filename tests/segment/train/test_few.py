@@ -225,6 +225,7 @@ def object_f1(model, scenes):
 
 
 @pytest.mark.slow
+@pytest.mark.timeout(1800)  # two minutes of two quiet cores
 def test_seven_tiles_teach_the_bundled_model_a_style_it_has_not_seen(tmp_path):
     """It has learnt from photographs alone; these scenes are drawn, and so are the unseen ones."""
     write_scenes(tmp_path / "mytown", ["ashford"], scenes_per_city=7, size=512)
