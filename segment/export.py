@@ -22,7 +22,7 @@ from minicnn.files import atomic_write
 from minicnn.layers import ConvBlock
 from minicnn.ops import EPS, Pad, pads
 from segment.cli import check_folder, parser, run
-from segment.errors import InputError
+from segment.errors import needed
 from segment.model import MEAN, SCALE, Model, load_model
 from segment.unet import UNet
 
@@ -170,10 +170,7 @@ def deepness_metadata(model: Model) -> dict[str, str]:
 
 def main(arguments: list[str]) -> None:
     options = _parser().parse_args(arguments)
-    try:
-        import onnx  # noqa: F401
-    except ImportError:
-        raise InputError("an export needs the package onnx: pip install onnx") from None
+    needed("an export", "onnx")
     out = Path(options.out)
     check_folder(out.parent)
     make = {"onnx": onnx_model, "deepness": deepness_model}[options.format]

@@ -68,7 +68,7 @@ def arguments() -> argparse.ArgumentParser:
 
 def _align(scene: Scene, model: Model, out: Path) -> Iterator[Row]:
     """Write a scene's moved label; what was found of the picture, then of each building."""
-    with open_raster(scene.image) as dataset:
+    with open_raster(scene.image, own=True) as dataset:
         size = scene.pixel_size or ground_pixel_size(dataset) or model.info.pixel_size or 1.0
         label = read_label(scene, dataset)
         bands = scene_bands(model, dataset, pixel_size=scene.pixel_size)

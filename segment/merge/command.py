@@ -8,23 +8,15 @@ from dataclasses import replace
 from pathlib import Path
 
 from segment.cli import add_outlines, add_separate, parser
-from segment.data.rasters import CRS, Window, write_cog
+from segment.data.rasters import CRS, write_cog
 from segment.errors import InputError
 from segment.geo import buildings
 from segment.geo.footprints import Footprints, placed, require_place, require_vector
 from segment.geo.geoparquet import write_geoparquet
 from segment.geo.separate import TOGETHER
-from segment.merge.mosaic import (
-    Masks,
-    Mosaic,
-    marks_reader,
-    mosaics,
-    places,
-    rows_of_blocks,
-    write_vrt,
-)
+from segment.merge.mosaic import Masks, Mosaic, blocks, mosaics, places, reader, write_vrt
 from segment.predict.scene import COLOURS, mask_tags
-from segment.predict.shards import MASKS, Piece, Plan, missing, read_plan
+from segment.predict.shards import MARKS, MASKS, Piece, Plan, missing, read_plan
 from segment.progress import progress
 from segment.storage.paths import AnyPath, local, to_path, writing
 
@@ -116,11 +108,9 @@ def _write_cog(mosaic: Mosaic, masks: Masks, path: Path, tags: dict[str, str]) -
     size = {"height": mosaic.height, "width": mosaic.width, "count": 1, "dtype": "uint8"}
     profile = size | {"crs": mosaic.crs, "transform": mosaic.transform, "colormap": COLOURS}
     with write_cog(path, profile, tags) as dataset:
-        for row in rows_of_blocks(mosaic, masks):
-            for block in row:
-                window = Window(block.col, block.row, *reversed(block.mask.shape))
-                dataset.write(block.mask, 1, window=window)
-                dataset.write_mask(block.valid, window=window)
+        for window, mask, valid in blocks(mosaic, masks):
+            dataset.write(mask, 1, window=window)
+            dataset.write_mask(valid, window=window)
 
 
 def _outlined(
@@ -136,7 +126,8 @@ def _outlined(
     rows = progress(places(mosaic, buildings.BLOCK), desc="outlines", unit="row")
     shape = mosaic.height, mosaic.width
     how = mosaic.separation if options.separate else TOGETHER
-    for found in buildings.buildings(marks_reader(mosaic, masks), rows, shape, how):
+    read = reader(mosaic, masks, MARKS)
+    for found in buildings.buildings(lambda r, c: read(r, c)[0], rows, shape, how):
         wishes = options.min_area, options.simplify
         outlines = placed(found, shape, mosaic.transform, crs, *wishes)
         yield replace(outlines, model=name)

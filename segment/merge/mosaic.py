@@ -17,12 +17,13 @@ from segment.data.ground import ground_pixel_size, same_crs
 from segment.data.rasters import CRS, Window, open_raster, read_mask, shifted
 from segment.errors import InputError
 from segment.geo.separate import Separation
-from segment.predict.shards import MARKS, MASKS, TAG, Piece, Plan, Source
+from segment.predict.shards import MASKS, TAG, Piece, Plan, Source
 
 _OFF_GRID = 0.05  # pixels
 BLOCK = 4096  # pixels along the side of what is held at once
 
 Masks = dict[str, Path]  # the file of each tile, on this machine
+Read = Callable[[slice, slice], tuple[NDArray[np.uint8], NDArray[np.bool_]]]
 
 
 @dataclass(frozen=True)
@@ -131,50 +132,29 @@ def _separation(plan: Plan, source: Source) -> Separation:
 # ---------------------------------------------------------------- its pixels
 
 
-@dataclass(frozen=True)
-class Block:
-    """A part of a mosaic: what is building (255 or 0), and where that is known."""
-
-    row: int
-    col: int
-    mask: NDArray[np.uint8]
-    valid: NDArray[np.bool_]
-
-
-def rows_of_blocks(mosaic: Mosaic, masks: Masks) -> Iterator[Iterator[Block]]:
-    """The mosaic's blocks, row by row from the top; blocks in which no tile lies are left out."""
-    tiles: dict[int, dict[int, list[Sheet]]] = defaultdict(lambda: defaultdict(list))
-    for tile in mosaic.tiles:
-        for i in range(tile.row // BLOCK, -(-(tile.row + tile.height) // BLOCK)):
-            for j in range(tile.col // BLOCK, -(-(tile.col + tile.width) // BLOCK)):
-                tiles[i][j].append(tile)
-    for i in sorted(tiles):
-        yield _row(mosaic, masks, i, tiles[i])
-
-
-def _row(mosaic: Mosaic, masks: Masks, i: int, tiles: dict[int, list[Sheet]]) -> Iterator[Block]:
-    for j in sorted(tiles):
-        yield _block(mosaic, masks, i * BLOCK, j * BLOCK, tiles[j])
-
-
-def _block(mosaic: Mosaic, masks: Masks, row: int, col: int, tiles: list[Sheet]) -> Block:
-    rows = slice(row, min(row + BLOCK, mosaic.height))
-    cols = slice(col, min(col + BLOCK, mosaic.width))
-    return Block(row, col, *_read(mosaic, masks, (rows, cols), tiles, 1))
-
-
-def marks_reader(mosaic: Mosaic, masks: Masks) -> Callable[[slice, slice], NDArray[np.uint8]]:
-    """What gives the mosaic's marks in any rows and columns, for `buildings`."""
+def reader(mosaic: Mosaic, masks: Masks, band: int) -> Read:
+    """What gives a band of the mosaic in any rows and columns, and where it is valid."""
     sides = np.array([(tile.row, tile.col, tile.height, tile.width) for tile in mosaic.tiles])
     top, left, height, width = sides.T
 
-    def read(rows: slice, cols: slice) -> NDArray[np.uint8]:
+    def read(rows: slice, cols: slice) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         meet = (top < rows.stop) & (top + height > rows.start)
         meet &= (left < cols.stop) & (left + width > cols.start)
         tiles = [mosaic.tiles[index] for index in np.flatnonzero(meet)]
-        return _read(mosaic, masks, (rows, cols), tiles, MARKS)[0]
+        return _read(mosaic, masks, (rows, cols), tiles, band)
 
     return read
+
+
+def blocks(
+    mosaic: Mosaic, masks: Masks
+) -> Iterator[tuple[Window, NDArray[np.uint8], NDArray[np.bool_]]]:
+    """The mosaic's mask and validity, block by block; blocks where no tile lies are left out."""
+    read = reader(mosaic, masks, 1)
+    for row, col in itertools.chain.from_iterable(places(mosaic, BLOCK)):
+        rows = slice(row, min(row + BLOCK, mosaic.height))
+        cols = slice(col, min(col + BLOCK, mosaic.width))
+        yield Window.from_slices(rows, cols), *read(rows, cols)
 
 
 def places(mosaic: Mosaic, side: int) -> list[list[tuple[int, int]]]:
