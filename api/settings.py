@@ -23,6 +23,7 @@ class Settings:
 
     model: AnyPath | None = None
     device: str = "cpu"
+    precision: str = "auto"
     store: AnyPath = Path()
     scratch: Path = Path()
     upload_mb: float = 256

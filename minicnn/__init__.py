@@ -1,7 +1,14 @@
 """A convolutional network written by hand, layer by layer, on NumPy and CuPy arrays."""
 
 from minicnn import checkpoint, gradcheck, losses, naive, ops, optim, summary
-from minicnn.backend import array_module, choose_device, kernels_for, to_device, to_host
+from minicnn.backend import (
+    array_module,
+    choose_device,
+    kernels_for,
+    set_precision,
+    to_device,
+    to_host,
+)
 from minicnn.kernels.cpu.threads import num_threads, set_num_threads
 from minicnn.layers import (
     BatchNorm2d,
@@ -36,6 +43,7 @@ __all__ = [
     "ops",
     "optim",
     "set_num_threads",
+    "set_precision",
     "summary",
     "to_device",
     "to_host",

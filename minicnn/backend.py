@@ -1,5 +1,6 @@
 """Where arrays live: the array module and the kernels are read off the data, never off a global."""
 
+import os
 import platform
 import sys
 from collections.abc import Iterable, Iterator
@@ -12,6 +13,7 @@ import numpy as np
 Array = Any  # numpy.ndarray or cupy.ndarray; the two share no base class
 
 FULL = 2  # cudaErrorMemoryAllocation, which is CUDA_ERROR_OUT_OF_MEMORY
+PRECISIONS = ("auto", "tf32", "float32")
 FLOATS = (np.dtype(np.float32), np.dtype(np.float64))
 
 
@@ -59,6 +61,54 @@ def _missing_for_gpu() -> str | None:
     if not cupy.is_available():
         return "device gpu needs an NVIDIA GPU with its driver, and CuPy finds none"
     return None
+
+
+_wanted = os.environ.get("MINICNN_PRECISION") or "auto"
+
+
+def set_precision(precision: str) -> None:
+    """Choose what convolutions on GPUs multiply in, in this process and from now on.
+
+    "float32"; "tf32": on tensor cores, which round every factor to 10 bits behind the point, so
+    that results are off by some 1e-3 of the largest; "auto", as it is at first unless
+    MINICNN_PRECISION says otherwise: tf32 where the GPU has such cores (sm_80 and later).
+    """
+    global _wanted
+    _wanted = _checked(precision)
+
+
+def precision(device: str) -> str:
+    """What convolutions multiply in on the CPU or on the current GPU: "tf32" or "float32".
+
+    DeviceError where tf32 was asked for and can't be had.
+    """
+    wanted = _checked(_wanted)
+    if wanted == "float32" or (wanted == "auto" and device == "cpu"):
+        return "float32"
+    if device == "gpu" and import_module("minicnn.kernels.gpu").has_tensor_cores():
+        return "tf32"
+    if wanted == "tf32":
+        raise DeviceError(f"precision tf32 needs a GPU of sm_80 or later, {_own(device)}")
+    return "float32"
+
+
+def _own(device: str) -> str:
+    if device == "cpu":
+        return "and this is the CPU"
+    import cupy
+
+    return f"and this is an sm_{cupy.cuda.Device().compute_capability}"
+
+
+def _checked(precision: str) -> str:
+    if precision not in PRECISIONS:
+        raise DeviceError(f"precision {precision!r} is none of {', '.join(PRECISIONS)}")
+    return precision
+
+
+def where(device: str) -> str:
+    """A device with what it multiplies in, for people to read: "cpu", or "gpu in tf32"."""
+    return device if device == "cpu" else f"{device} in {precision(device)}"
 
 
 def to_device(x: Array, device: str) -> Array:

@@ -8,7 +8,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NoReturn
 
-from minicnn.backend import DeviceError
+from minicnn.backend import DeviceError, choose_device, precision, set_precision
 from minicnn.checkpoint import CheckpointError
 from segment import interrupts
 from segment.errors import InputError
@@ -80,6 +80,20 @@ def add_device(to: argparse.ArgumentParser) -> None:
         default="auto",
         help="where to run; default: auto",
     )
+    to.add_argument(
+        "--precision",
+        choices=("tf32", "float32"),
+        help="what convolutions on a GPU multiply in; default: tf32, on GPUs with cores for it",
+    )
+
+
+def chosen_device(options: argparse.Namespace) -> str:
+    """The device that `add_device`'s options name, its precision set."""
+    device = choose_device(options.device)
+    if options.precision:
+        set_precision(options.precision)
+        precision(device)  # an error, where it can't be had
+    return device
 
 
 def add_data(to: argparse.ArgumentParser) -> None:

@@ -30,6 +30,7 @@ class Settings:
     learn_at: float | None = None  # the pixel size that they are resampled to
     seed: int = 0
     init: str | None = None
+    precision: str = "float32"  # as of runs before it could be chosen
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | str | None = None
     cache: str | None = None  # decides nothing; a run that is resumed finds its tiles there

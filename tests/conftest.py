@@ -15,6 +15,7 @@ import pytest
 from hypothesis import HealthCheck, Phase, settings
 from kernel_cases import forget_kernels
 
+from minicnn import backend
 from segment.storage import s3
 
 # Derandomised: a failure is there for everyone, on every run, until it is mended.
@@ -67,11 +68,18 @@ def cupy(request):
     if not cupy.is_available() and not os.environ.get("MINICNN_REQUIRE_GPU"):
         pytest.skip("no GPU")
     forget_kernels()  # they may be bound to the stand-in
+    request.getfixturevalue("float32")
     return cupy
 
 
 @pytest.fixture
-def stand_in(monkeypatch):
+def float32(monkeypatch):
+    """GPUs multiply in float32, unless a test says otherwise, and do so again after it."""
+    monkeypatch.setattr(backend, "_wanted", "float32")
+
+
+@pytest.fixture
+def stand_in(monkeypatch, float32):
     """The stand-in for CuPy in CuPy's place, its counters at zero."""
     import strict_cupy
 

@@ -24,7 +24,7 @@ from api.gate import Gate, lock
 from api.settings import Settings
 from api.uploads import Look, Source
 from minicnn import files
-from minicnn.backend import choose_device
+from minicnn.backend import choose_device, set_precision
 from minicnn.kernels.cpu.threads import at_most, num_threads
 from segment.data.rasters import open_raster
 from segment.errors import InputError
@@ -51,6 +51,7 @@ class Predictor:
         self.grown = math.inf  # bytes by which the folder has grown since it was looked at
         self._file, self._loading = model_file(settings.model), threading.Lock()
         self._loaded: Model | None = None
+        set_precision(settings.precision)
         self.device = choose_device(settings.device) if settings.device != "cpu" else "cpu"
         if self.device == "cpu":  # before the fork: the workers share its pages
             self.model  # noqa: B018

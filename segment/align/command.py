@@ -9,10 +9,9 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import choose_device
 from minicnn.files import atomic_write
 from segment.align.shift import Shift, building_shifts, moved_label, picture_shift
-from segment.cli import add_data, add_device, check_folder, parser
+from segment.cli import add_data, add_device, check_folder, chosen_device, parser
 from segment.data.ground import ground_pixel_size
 from segment.data.labels import read_label
 from segment.data.rasters import open_raster, write_raster
@@ -37,7 +36,7 @@ def main(argv: list[str]) -> None:
     check_folder(out / "masks")
     if (out / "pairs.csv").exists():
         raise InputError(f"{out} holds moved labels already: name another --out")
-    model = load_model(options.model).to(choose_device(options.device))
+    model = load_model(options.model).to(chosen_device(options))
     scenes = find_scenes(options.data, cache=options.cache)
     (out / "masks").mkdir(parents=True, exist_ok=True)
     rows = [row for scene in progress(scenes, desc="aligning") for row in _align(scene, model, out)]

@@ -10,7 +10,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minicnn.backend import choose_device
+from minicnn.backend import where
 from segment.cli import (
     add_data,
     add_device,
@@ -18,6 +18,7 @@ from segment.cli import (
     add_reading,
     add_separate,
     check_folder,
+    chosen_device,
     parser,
     positive,
     within,
@@ -127,7 +128,7 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
         raise InputError("--unsure: one --model was expected, and --data to look at")
     path = Path(options.unsure)
     check_folder(path.parent)
-    model = load_model(models[0]).to(choose_device(options.device))
+    model = load_model(models[0]).to(chosen_device(options))
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
     scenes = sized(find_scenes(options.data, labelled=False), options.pixel_size)
@@ -143,7 +144,7 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
 
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     """Score one model; with a report wanted, also picture what it does best and worst."""
-    model = load_model(path).to(choose_device(options.device))
+    model = load_model(path).to(chosen_device(options))
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
     if options.threshold is not None:
@@ -172,7 +173,7 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     return Evaluation(
         name=to_path(path).name if path else "the bundled model",
         what=what,
-        device=model.device,
+        device=where(model.device),
         threshold=model.info.threshold,
         outline_threshold=max(model.info.threshold, how.threshold),
         views=options.views,

@@ -16,7 +16,7 @@ from affine import Affine
 from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
-from minicnn.backend import choose_device
+from minicnn.backend import where
 from minicnn.files import atomic_write, digest
 from segment import cli
 from segment.data.ground import ground_pixel_size, in_crs, place_of, same_crs
@@ -79,7 +79,7 @@ def main(argv: list[str]) -> None:
     if not found:
         _complain(faulty, "scenes can't be opened")
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
-    model = load_model(options.model).to(choose_device(options.device))
+    model = load_model(options.model).to(cli.chosen_device(options))
     if options.bands or options.value_range:
         model = model.reads(options.bands, options.value_range)
     for scene, path in jobs:
@@ -264,7 +264,7 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         dataset = in_crs(opened, options.crs)
         size = options.pixel_size or scene.pixel_size or ground_pixel_size(dataset)
         crs, transform = _checked_place(dataset, scene, size, options)
-        bar = partial(progress, desc=f"{scene.stem} on {model.device}", unit="batch")
+        bar = partial(progress, desc=f"{scene.stem} on {where(model.device)}", unit="batch")
         bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
         how = separation(model, dataset, size, options.threshold) if separate else TOGETHER
         tags = mask_tags(model_name(options.model), threshold)
@@ -332,7 +332,7 @@ def _predict_shard(options: argparse.Namespace) -> None:
         print(f"{out / shards.MANIFEST}: {len(plan.pieces)} masks in {plan.shards} shards")
         _complain(faulty, "scenes can't be opened")
         return
-    model = model.to(choose_device(options.device))
+    model = model.to(cli.chosen_device(options))
     for piece in plan.of(index):
         path = out / shards.MASKS / piece.name
         try:

@@ -10,7 +10,14 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.backend import choose_device, free_memory, out_of_memory
+from minicnn.backend import (
+    DeviceError,
+    free_memory,
+    out_of_memory,
+    precision,
+    set_precision,
+    where,
+)
 from minicnn.ranks import sharing
 from segment.cli import (
     add_data,
@@ -18,6 +25,7 @@ from segment.cli import (
     add_pixel_size,
     add_reading,
     check_folder,
+    chosen_device,
     parser,
     positive,
     whole,
@@ -64,14 +72,15 @@ def main(argv: list[str]) -> None:
 
 
 def _train(options: argparse.Namespace, world: World) -> None:
-    device = choose_device(options.device)
+    device = chosen_device(options)
     world.use(device)
     free = free_memory() if device == "gpu" else 0
     if options.batch_size == "auto":
         options.batch_size = None if options.resume else _auto_batch(device, free, world.count)
     folder = Run(world.share(lambda: options.out or time.strftime("runs/%Y%m%d-%H%M%S")))
     check_folder(folder.folder)
-    settings, resumes = world.share(lambda: _settle(options, folder))
+    settings, resumes = world.share(lambda: _settle(options, folder, device))
+    _set_precision(settings, device, options.resume)
     folder.cache = settings.cache
     if world.share(folder.metrics.exists):
         print(f"{folder.home} is finished")
@@ -88,7 +97,7 @@ def _train(options: argparse.Namespace, world: World) -> None:
         _begin(folder, settings, split)
         _warn_of_one_class(store, parts)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
-    print(f"{len(store):,} tiles ({sizes}) on {device}, batches of {trainer.batch_size}")
+    print(f"{len(store):,} tiles ({sizes}) on {where(device)}, batches of {trainer.batch_size}")
     try:
         if isinstance(trainer, few.Whole):
             trainer.folds = few.train_folds(make, store, settings.seed, folder, world)
@@ -190,7 +199,7 @@ def _too_large(batch: int, free: int) -> str:
     )
 
 
-def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
+def _settle(options: argparse.Namespace, folder: Run, device: str) -> tuple[Settings, bool]:
     """The run's settings, and whether it continues one: then they must be that one's."""
     folder.fetch()
     given = named(options)
@@ -203,6 +212,7 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
             print(f"{folder.home} holds no run yet: starting afresh")
         if "init" in given:
             given = {"lr": LR_ON} | _inherited(given["init"]) | given
+        given.setdefault("precision", precision(device))
         return Settings(**given), False
     if not options.resume:
         raise InputError(
@@ -220,6 +230,18 @@ def _settle(options: argparse.Namespace, folder: Run) -> tuple[Settings, bool]:
     if not started:
         print(f"{folder.home} holds no checkpoint yet: starting afresh")
     return settings, started
+
+
+def _set_precision(settings: Settings, device: str, resume: bool) -> None:
+    """Multiply as the run began to; it may go on where it can't, and says so."""
+    set_precision(settings.precision)
+    try:
+        precision(device)
+    except DeviceError as error:
+        if not resume:
+            raise
+        print(f"the run began in tf32 and goes on in float32: {error}")
+        set_precision("float32")
 
 
 def _inherited(init: str) -> dict[str, Any]:
@@ -277,6 +299,7 @@ def _trainer(
         "data": [to_path(p).name for p in settings.data] or ["synthetic scenes"],
         "split": settings.split,
         "seed": settings.seed,
+        "precision": settings.precision,
     }
     info = ModelInfo(reading=settings.reading, pixel_size=store.pixel_size, trained=trained)
     net = UNet(seed=settings.seed)

@@ -12,6 +12,7 @@ from contextlib import contextmanager
 import numpy as np
 
 from minicnn import losses, ops
+from minicnn.backend import set_precision
 from minicnn.layers import Layer
 from minicnn.ops import BlockWeights, Statistics
 from minicnn.optim import Adam
@@ -57,12 +58,12 @@ def tf32(x):
 
 
 @contextmanager
-def tensor_cores(kernels):
-    kernels.tf32 = True
+def tensor_cores():
+    set_precision("tf32")
     try:
         yield
     finally:
-        kernels.tf32 = False
+        set_precision("float32")
 
 
 def convolution(N, H, W, C, F, K, stride, pad, name="conv2d"):
@@ -91,7 +92,7 @@ def convolution_tf32(N, H, W, C, F, K, stride, pad, name="conv2d"):
         rounded, kept = forward(tf32(x), tf32(w), *double(b), stride, pad)
         exact, kept_exact = forward(*double(x, w, b), stride, pad)
         (dy,) = draw(rng, exact.shape)
-        with tensor_cores(kernels):
+        with tensor_cores():
             y, cache = getattr(kernels, name)(*device(xp, x, w, b), stride, pad)
             back = getattr(kernels, f"{name}_backward")(xp.asarray(dy), cache)
         equal([y], [rounded])
@@ -136,7 +137,7 @@ def block_tf32(*sizes, **options):
     case = block(*sizes, **options, held=tf32, tolerance=TF32_TOLERANCE)
 
     def run(kernels, xp, rng):
-        with tensor_cores(kernels):
+        with tensor_cores():
             case(kernels, xp, rng)
 
     return run

@@ -10,7 +10,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from minicnn.backend import DeviceError
+from minicnn.backend import DeviceError, set_precision
 from minicnn.ops import BlockWeights
 
 MACHINES = {
@@ -113,28 +113,35 @@ def test_tensor_cores_on_any_shape(fast_machine, sizes, K, stride, name, rng):
     kernel_cases.convolution_tf32(*sizes, K, stride, pad, name)(*fast_machine, rng)
 
 
-def test_tensor_cores_are_off_unless_asked_for(stand_in, monkeypatch, rng):
-    """MINICNN_TF32=1 asks; channels that come not in fours are float32 all the same."""
+@pytest.mark.parametrize(
+    "asked, capability, launched",
+    [
+        ("auto", "80", "conv_tf32_16"),
+        ("auto", "75", "conv_16"),
+        ("tf32", "80", "conv_tf32_16"),
+        ("float32", "80", "conv_16"),
+    ],
+)
+def test_tensor_cores_are_used_where_they_are(
+    asked, capability, launched, stand_in, monkeypatch, rng
+):
+    """Unless float32 is asked for; channels that come not in fours are float32 all the same."""
     arrays = kernel_cases.draw(rng, (1, 4, 4, 4), (2, 2, 4, 4), 4)
     odd = kernel_cases.draw(rng, (1, 4, 4, 3), (2, 2, 3, 4), 4)
-    for setting, launched in ((None, "conv_16"), ("0", "conv_16"), ("1", "conv_tf32_16")):
-        monkeypatch.delenv("MINICNN_TF32", raising=False)
-        if setting:
-            monkeypatch.setenv("MINICNN_TF32", setting)
-        kernel_cases.forget_kernels()
-        kernels = import_module("minicnn.kernels.gpu")
-        stand_in.reset()
-        kernels.conv2d(*map(stand_in.module.asarray, arrays))
-        kernels.conv2d(*map(stand_in.module.asarray, odd))
-        assert stand_in.counts[f"launch {launched}"] == stand_in.counts["launch conv_any"] == 1
+    monkeypatch.setattr(stand_in, "compute_capability", capability)
+    set_precision(asked)
+    kernels = import_module("minicnn.kernels.gpu")
+    kernels.conv2d(*map(stand_in.module.asarray, arrays))
+    kernels.conv2d(*map(stand_in.module.asarray, odd))
+    assert stand_in.counts[f"launch {launched}"] == stand_in.counts["launch conv_any"] == 1
 
 
 def test_an_older_gpu_refuses_tensor_cores_in_one_line(stand_in, monkeypatch, rng):
-    monkeypatch.setenv("MINICNN_TF32", "1")
     monkeypatch.setattr(stand_in, "compute_capability", "75")
+    set_precision("tf32")
     kernels = import_module("minicnn.kernels.gpu")
     x, w, b = kernel_cases.draw(rng, (1, 4, 4, 4), (2, 2, 4, 4), 4)
-    with pytest.raises(DeviceError, match=r"of sm_80 or later, this is an sm_75$"):
+    with pytest.raises(DeviceError, match=r"of sm_80 or later, and this is an sm_75$"):
         kernels.conv2d(*map(stand_in.module.asarray, (x, w, b)))
 
 

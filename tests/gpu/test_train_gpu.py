@@ -7,9 +7,12 @@ import numpy as np
 import pytest
 import rasterio
 
+from minicnn.backend import DeviceError
 from minicnn.checkpoint import load
 from segment.errors import InputError
+from segment.model import load_model
 from segment.predict import command as predict
+from segment.storage.documents import read_json, write_json
 from segment.synthetic.scenes import write_scenes
 from segment.train import command, trainer
 
@@ -28,11 +31,12 @@ def train(data, tmp_path, monkeypatch):
     narrow = functools.partial(command.UNet, widths=(4, 4, 8), kernel=2)
     monkeypatch.setattr(command, "UNet", narrow)
 
-    def run(device, *options, out=None, epochs=2):
+    def run(device, *options, out=None, epochs=2, precision="float32"):
         folder = tmp_path / (out or device)
         fixed = ["--data", data, "--cache", tmp_path / "cache", "--out", folder]
         fixed += ["--epochs", epochs, "--batch-size", 2, "--split", "random"]
-        command.main([str(o) for o in (*fixed, "--device", device, *options)])
+        fixed += ["--device", device, *(["--precision", precision] if precision else [])]
+        command.main([str(o) for o in (*fixed, *options)])
         with open(folder / "history.csv") as file:
             history = list(csv.DictReader(file))
         return history, load(folder / "last.safetensors")[0]
@@ -90,6 +94,7 @@ def test_a_scene_is_predicted_as_on_the_cpu(train, xp, data, tmp_path):
     for device in ("cpu", "gpu"):
         out = tmp_path / f"{device}.tif"
         options = ["--model", tmp_path / "cpu", "--out", out, "--format", "probability"]
+        options += ["--precision", "float32"]
         predict.main([str(o) for o in (scene, *options, "--device", device)])
         with rasterio.open(out) as source:
             found.append(source.read().astype(float))
@@ -119,3 +124,38 @@ def test_auto_takes_what_fits(data, tmp_path, stand_in, monkeypatch):
     monkeypatch.setattr(stand_in, "capacity", stand_in.counts["live bytes"] + (1 << 20))
     with pytest.raises(InputError, match="not even one crop fits"):
         command.main([*map(str, options), "--out", str(tmp_path / "none")])
+
+
+def test_tf32_is_the_default_of_a_gpu_and_a_run_keeps_it(train, xp, tmp_path, capsys):
+    """It is said, noted in the run and in the model, and none but the run's own on resuming."""
+    exact, _ = train("cpu", out="exact", epochs=1)
+    capsys.readouterr()
+    (row,), _ = train("gpu", epochs=1, precision=None)
+    assert "on gpu in tf32, batches of 2" in capsys.readouterr().out
+    assert float(row["val_loss"]) == pytest.approx(float(exact[0]["val_loss"]), rel=0.02)
+    assert read_json(tmp_path / "gpu/config.json")["precision"] == "tf32"
+    assert load_model(tmp_path / "gpu").info.trained["precision"] == "tf32"
+    (tmp_path / "gpu/metrics.json").unlink()
+    with pytest.raises(InputError, match="has precision tf32, and --resume can't change it to fl"):
+        train("gpu", "--resume", epochs=1)
+    train("gpu", "--resume", epochs=1, precision=None)
+    assert "on gpu in tf32" in capsys.readouterr().out
+
+
+def test_a_run_in_tf32_goes_on_in_float32_where_that_is_all(train, xp, tmp_path, capsys):
+    train("gpu", epochs=1, precision="tf32")
+    (tmp_path / "gpu/metrics.json").unlink()
+    train("cpu", "--resume", out="gpu", epochs=1, precision=None)
+    assert "began in tf32 and goes on in float32: precision tf32 needs" in capsys.readouterr().out
+    with pytest.raises(DeviceError, match="precision tf32 needs a GPU"):
+        train("cpu", out="fresh", precision="tf32")
+
+
+def test_a_run_begun_in_float32_stays_in_it(train, xp, tmp_path, capsys):
+    train("cpu", epochs=1)
+    config = read_json(tmp_path / "cpu/config.json")
+    assert config.pop("precision") == "float32"
+    write_json(tmp_path / "cpu/config.json", config)  # as before there was a choice
+    (tmp_path / "cpu/metrics.json").unlink()
+    train("gpu", "--resume", out="cpu", epochs=1, precision=None)
+    assert "on gpu in float32" in capsys.readouterr().out

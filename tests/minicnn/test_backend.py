@@ -10,7 +10,7 @@ import numpy as np
 import pytest
 
 import minicnn as mc
-from minicnn import naive, ops
+from minicnn import backend, naive, ops
 from minicnn.backend import DeviceError, check_float
 
 PACKAGE = Path(mc.__file__).parent
@@ -49,6 +49,19 @@ def test_choosing_a_device(monkeypatch):
     assert mc.choose_device("auto") == "cpu"
     with pytest.raises(DeviceError, match=r"needs CuPy: pip install"):
         mc.choose_device("gpu")
+
+
+def test_choosing_a_precision(monkeypatch, float32):
+    mc.set_precision("auto")
+    assert backend.precision("cpu") == "float32" and backend.where("cpu") == "cpu"
+    mc.set_precision("tf32")
+    with pytest.raises(DeviceError, match="needs a GPU of sm_80 or later, and this is the CPU"):
+        backend.precision("cpu")
+    with pytest.raises(DeviceError, match="none of auto, tf32, float32"):
+        mc.set_precision("half")
+    monkeypatch.setattr(backend, "_wanted", "fp32")  # as from MINICNN_PRECISION
+    with pytest.raises(DeviceError, match="'fp32' is none of auto, tf32, float32"):
+        backend.precision("cpu")
 
 
 def test_check_float():

@@ -2,11 +2,10 @@
 
 Arrays of float64, which gradient checks use, take the readable reading of `minicnn.ops`.
 
-With MINICNN_TF32=1 in the environment convolutions and their gradients run on tensor cores
-(sm_80 and later), which round their factors to TF32: 10 bits behind the point, errors around 1e-3.
+Convolutions and their gradients run on tensor cores where the GPU has those for TF32, unless
+`minicnn.backend.set_precision` says otherwise.
 """
 
-import os
 from collections.abc import Callable
 from functools import cache
 from typing import Any, NamedTuple
@@ -15,7 +14,7 @@ import cupy
 import numpy as np
 
 from minicnn import ops
-from minicnn.backend import Array, DeviceError, check_float
+from minicnn.backend import Array, check_float, precision
 from minicnn.kernels.gpu.launches import CONV, MOST, TABLE, THREADS, launch
 from minicnn.ops import (
     EPS,
@@ -54,9 +53,6 @@ MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`,
 
 
 # ---------------------------------------------------------------------------- launching
-
-
-tf32 = os.environ.get("MINICNN_TF32") == "1"
 
 
 def _each(module: str, name: str, size: int, *arguments: Any) -> None:
@@ -118,12 +114,11 @@ def _has_tensor_cores(device: int) -> bool:
     return int(cupy.cuda.Device(device).compute_capability) >= TENSOR_CORES
 
 
-def _check_tensor_cores() -> None:
-    if not has_tensor_cores():
-        capability = cupy.cuda.Device().compute_capability
-        raise DeviceError(
-            f"MINICNN_TF32=1 needs a GPU of sm_{TENSOR_CORES} or later, this is an sm_{capability}"
-        )
+def _kernel(module: str, variant: str) -> tuple[str, str]:
+    """The module and the name of a convolution's kernel: on tensor cores, where it may be."""
+    if variant != "any" and precision("gpu") == "tf32":
+        module += "_tf32"
+    return module, f"{module}_{variant}"
 
 
 def _convolve(
@@ -142,11 +137,7 @@ def _convolve(
     pixels = N * _blocks(OH, phases) * _blocks(OW, phases)
     grid = _blocks(pixels, ROWS), _blocks(F, columns), phases**2
     arguments = (x, skip, w, scale, b, y, moments, s)
-    if tf32 and variant != "any":
-        _check_tensor_cores()
-        launch("conv_tf32", f"conv_tf32_{variant}", grid, (threads,), *arguments)
-    else:
-        launch("conv", f"conv_{variant}", grid, (threads,), *arguments)
+    launch(*_kernel("conv", variant), grid, (threads,), *arguments)
     return y
 
 
@@ -221,11 +212,7 @@ def _weight_gradient(
     parts = cupy.empty((_blocks(N * OH, rows), K, K, C, F), np.float32)
     grid = (*tiles, len(parts))
     arguments = (x, skip, dy, parts, rows, s)
-    if tf32 and variant != "any":
-        _check_tensor_cores()
-        launch("conv_dw_tf32", f"conv_dw_tf32_{variant}", grid, (threads,), *arguments)
-    else:
-        launch("conv_dw", f"conv_dw_{variant}", grid, (threads,), *arguments)
+    launch(*_kernel("conv_dw", variant), grid, (threads,), *arguments)
     return _sum_parts(parts)
 
 
