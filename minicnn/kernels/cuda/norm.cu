@@ -13,29 +13,34 @@ enum { MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED };
 
 const int THREADS = 256;
 
-struct Pair { float a, b; };
+struct Pair { Quad a, b; };  // of four channels
 
-// Adds up term(m, c) over the block's `rows` pixels from m0 on, for each of the block's channels
-// (THREADS of them at most; blockIdx.y says which), with neighbours in memory for neighbours among
-// the threads. Thread i < channels returns with the sums of channel blockIdx.y * THREADS + i.
+__device__ __forceinline__ void add(Quad& to, const Quad& v) {
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) to.at[j] += v.at[j];
+}
+
+// Adds up term(m, c) over the block's `rows` pixels from m0 on, for each of the block's fours of
+// channels (THREADS fours at most; blockIdx.y says which), with neighbours in memory for neighbours among
+// the threads. Thread i < fours returns with the sums of channels 4 (blockIdx.y * THREADS + i) .. + 3.
 template <class Term>
 __device__ __forceinline__ Pair block_sums(int M, int C, int rows, Term term) {
     __shared__ Pair all[THREADS];
-    const int c0 = blockIdx.y * THREADS, channels = min(C - c0, THREADS), t = threadIdx.x;
-    const int across = THREADS / channels * channels;  // threads that fill whole pixels
-    Pair sum = {0.f, 0.f};
+    const int q0 = blockIdx.y * THREADS, fours = min((C + 3) / 4 - q0, THREADS), t = threadIdx.x;
+    const int across = THREADS / fours * fours;  // threads that fill whole pixels
+    Pair sum = {};
     const long long m0 = (long long)blockIdx.x * rows;
     const int end = (int)min(m0 + rows, (long long)M);
     if (t < across)
-        for (int m = (int)m0 + t / channels; m < end; m += THREADS / channels) {
-            const Pair p = term(m, c0 + t % channels);
-            sum.a += p.a;
-            sum.b += p.b;
+        for (int m = (int)m0 + t / fours; m < end; m += THREADS / fours) {
+            const Pair p = term(m, 4 * (q0 + t % fours));
+            add(sum.a, p.a);
+            add(sum.b, p.b);
         }
     all[t] = sum;
     __syncthreads();
-    if (t < channels)
-        for (int i = t + channels; i < across; i += channels) { sum.a += all[i].a; sum.b += all[i].b; }
+    if (t < fours)
+        for (int i = t + fours; i < across; i += fours) { add(sum.a, all[i].a); add(sum.b, all[i].b); }
     __syncthreads();
     return sum;
 }
@@ -44,27 +49,36 @@ __device__ __forceinline__ Pair block_sums(int M, int C, int rows, Term term) {
 extern "C" __global__ void __launch_bounds__(THREADS) channel_sums(
     const float* __restrict__ x, float* __restrict__ parts, int M, int C, int rows)
 {
-    const Pair sum = block_sums(M, C, rows, [&](int m, int c) { return Pair{x[(long long)m * C + c], 0.f}; });
-    const int c = blockIdx.y * THREADS + threadIdx.x;
-    if (c < C) parts[(long long)blockIdx.x * C + c] = sum.a;
+    const Pair sum = block_sums(M, C, rows, [&](int m, int c) {
+        return Pair{read4(x + (long long)m * C, c, C), {}};
+    });
+    const int c = 4 * (blockIdx.y * THREADS + threadIdx.x);
+    if (c < C) write4(parts + (long long)blockIdx.x * C, c, C, sum.a);
 }
 
 // moments (blocks, 2, C): sums, and squared distances to the block's own mean, as in convolve.cu.
 extern "C" __global__ void __launch_bounds__(THREADS) channel_moments(
     const float* __restrict__ x, float* __restrict__ moments, int M, int C, int rows)
 {
-    __shared__ float means[THREADS];
-    const int c = blockIdx.y * THREADS + threadIdx.x, count = min(rows, M - (int)blockIdx.x * rows);
-    float* out = moments + blockIdx.x * 2LL * C + c;
-    Pair sum = block_sums(M, C, rows, [&](int m, int c) { return Pair{x[(long long)m * C + c], 0.f}; });
-    means[threadIdx.x] = sum.a / count;
-    if (c < C) out[0] = sum.a;
+    __shared__ Quad means[THREADS];
+    const int own = 4 * (blockIdx.y * THREADS + threadIdx.x);
+    const int count = min(rows, M - (int)blockIdx.x * rows);
+    float* out = moments + blockIdx.x * 2LL * C;
+    Pair sum = block_sums(M, C, rows, [&](int m, int c) {
+        return Pair{read4(x + (long long)m * C, c, C), {}};
+    });
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) means[threadIdx.x].at[j] = sum.a.at[j] / count;
+    if (own < C) write4(out, own, C, sum.a);
     __syncthreads();
     sum = block_sums(M, C, rows, [&](int m, int c) {
-        const float distance = x[(long long)m * C + c] - means[c % THREADS];
-        return Pair{distance * distance, 0.f};
+        const Quad v = read4(x + (long long)m * C, c, C), mean = means[c / 4 % THREADS];
+        Quad squares;
+        #pragma unroll
+        for (int j = 0; j < 4; ++j) squares.at[j] = (v.at[j] - mean.at[j]) * (v.at[j] - mean.at[j]);
+        return Pair{squares, {}};
     });
-    if (c < C) out[C] = sum.a;
+    if (own < C) write4(out + C, own, C, sum.a);
 }
 
 __device__ double block_sum(double own) {
@@ -128,22 +142,39 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_running(
     var[c] += share * (unbias * batch_var[c] - var[c]);
 }
 
-// y = scale z + shift, and with `relu` no less than 0 (a NaN stays one).
+// y = scale z + shift, and with `relu` no less than 0 (a NaN stays one). A thread for four channels.
 extern "C" __global__ void __launch_bounds__(THREADS) bn_apply(
     const float* __restrict__ z, const float* __restrict__ norm, float* __restrict__ y,
     int M, int C, int relu)
 {
     const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (long long)M * C) return;
-    const int c = (int)(i % C);
-    const float v = norm[SCALE * C + c] * z[i] + norm[SHIFT * C + c];
-    y[i] = relu && v < 0.f ? 0.f : v;
+    const int fours = (C + 3) / 4, c = 4 * (int)(i % fours);
+    const long long m = i / fours;
+    if (m >= M) return;
+    const Quad scale = read4(norm + SCALE * C, c, C), shift = read4(norm + SHIFT * C, c, C);
+    Quad v = read4(z + m * C, c, C);
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        v.at[j] = scale.at[j] * v.at[j] + shift.at[j];
+        if (relu && v.at[j] < 0.f) v.at[j] = 0.f;
+    }
+    write4(y + m * C, c, C, v);
 }
 
 // What comes through the ReLU of the gradient dy, and the normalised z.
-__device__ __forceinline__ Pair through_relu(float dy, float z, const float* norm, int C, int c, int relu) {
-    const bool passes = !relu || norm[SCALE * C + c] * z + norm[SHIFT * C + c] > 0.f;
-    return {passes ? dy : 0.f, (z - norm[MEAN * C + c]) * norm[INVERSE_STD * C + c]};
+__device__ __forceinline__ Pair through_relu(
+    const Quad& dy, const Quad& z, const float* norm, int C, int c, int relu)
+{
+    const Quad scale = read4(norm + SCALE * C, c, C), shift = read4(norm + SHIFT * C, c, C);
+    const Quad mean = read4(norm + MEAN * C, c, C), inverse_std = read4(norm + INVERSE_STD * C, c, C);
+    Pair g;
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) {
+        const bool passes = !relu || scale.at[j] * z.at[j] + shift.at[j] > 0.f;
+        g.a.at[j] = passes ? dy.at[j] : 0.f;
+        g.b.at[j] = (z.at[j] - mean.at[j]) * inverse_std.at[j];
+    }
+    return g;
 }
 
 // parts (blocks, 2, C): sum g, which is dbeta, and sum(g zhat), which is dgamma.
@@ -152,27 +183,38 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_backward_sums(
     float* __restrict__ parts, int M, int C, int rows, int relu)
 {
     const Pair sum = block_sums(M, C, rows, [&](int m, int c) {
-        const long long i = (long long)m * C + c;
-        const Pair g = through_relu(dy[i], z[i], norm, C, c, relu);
-        return Pair{g.a, g.a * g.b};
+        const long long at = (long long)m * C;
+        Pair g = through_relu(read4(dy + at, c, C), read4(z + at, c, C), norm, C, c, relu);
+        #pragma unroll
+        for (int j = 0; j < 4; ++j) g.b.at[j] *= g.a.at[j];
+        return g;
     });
-    const int c = blockIdx.y * THREADS + threadIdx.x;
+    const int c = 4 * (blockIdx.y * THREADS + threadIdx.x);
     if (c >= C) return;
-    parts[blockIdx.x * 2LL * C + c] = sum.a;
-    parts[(blockIdx.x * 2LL + 1) * C + c] = sum.b;
+    write4(parts + blockIdx.x * 2LL * C, c, C, sum.a);
+    write4(parts + (blockIdx.x * 2LL + 1) * C, c, C, sum.b);
 }
 
 // sums (2, C) as above, over all blocks. Statistics that are not the batch's own are constants,
-// and only the first term of dz is left.
+// and only the first term of dz is left. A thread for four channels.
 extern "C" __global__ void __launch_bounds__(THREADS) bn_backward_apply(
     const float* __restrict__ dy, const float* __restrict__ z, const float* __restrict__ norm,
     const float* __restrict__ sums, float* __restrict__ dz,
     int M, int C, int relu, int from_batch)
 {
     const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
-    if (i >= (long long)M * C) return;
-    const int c = (int)(i % C);
-    const Pair g = through_relu(dy[i], z[i], norm, C, c, relu);
-    const float moved = from_batch ? (sums[c] + g.b * sums[C + c]) / M : 0.f;
-    dz[i] = norm[SCALE * C + c] * (g.a - moved);
+    const int fours = (C + 3) / 4, c = 4 * (int)(i % fours);
+    const long long m = i / fours;
+    if (m >= M) return;
+    const Pair g = through_relu(read4(dy + m * C, c, C), read4(z + m * C, c, C), norm, C, c, relu);
+    const Quad scale = read4(norm + SCALE * C, c, C);
+    Quad v = g.a;
+    if (from_batch) {
+        const Quad sum = read4(sums, c, C), sum_zhat = read4(sums + C, c, C);
+        #pragma unroll
+        for (int j = 0; j < 4; ++j) v.at[j] -= (sum.at[j] + g.b.at[j] * sum_zhat.at[j]) / M;
+    }
+    #pragma unroll
+    for (int j = 0; j < 4; ++j) v.at[j] *= scale.at[j];
+    write4(dz + m * C, c, C, v);
 }

@@ -1,5 +1,5 @@
-// The product of two tiles: the inner loop of every convolution here. This text goes before
-// convolve.cu and convolve_dw.cu.
+// The product of two tiles: the inner loop of every convolution here. This text goes behind quad.cu and
+// before convolve.cu and convolve_dw.cu.
 //
 //     sum[i][j] += sum over k of a[k][i] b[k][j]
 //
@@ -11,20 +11,10 @@
 const int SLICE = 16;  // terms of the sum in shared memory at a time
 const int ROWS = 128;  // rows of the result per block
 
-struct Quad { float at[4]; };  // four floats in a register each, read and written at once
-
-__device__ __forceinline__ Quad load4(const float* p) {
-    const float4 v = *(const float4*)p;
-    return {{v.x, v.y, v.z, v.w}};
-}
-
-__device__ __forceinline__ void store4(float* p, const Quad& v) {
-    *(float4*)p = make_float4(v.at[0], v.at[1], v.at[2], v.at[3]);
-}
-
 // One of the two kinds of tile, the other is TensorTile of tensor_tile.cu: WIDTH columns of the result
 // per block, EACH of them per thread. A thread's sums are those of rows row(t, i) and columns
-// col(t, j), four columns side by side.
+// col(t, j), four columns side by side: the next four are those behind all neighbours' first ones, so
+// that neighbours read numbers of b beside each other, which lie in different banks.
 template <int WIDTH, int EACH>
 struct __align__(16) Tile {
     static const int COLS = WIDTH, TM = 8, TN = EACH;       // TM x TN results per thread
@@ -38,7 +28,9 @@ struct __align__(16) Tile {
 
     static __device__ __forceinline__ int group(int t) { return t / ACROSS; }  // of equal rows
     static __device__ __forceinline__ int row(int t, int i) { return group(t) * TM + i; }
-    static __device__ __forceinline__ int col(int t, int j) { return t % ACROSS * TN + j; }
+    static __device__ __forceinline__ int col(int t, int j) {
+        return j / 4 * 4 * ACROSS + t % ACROSS * 4 + j % 4;
+    }
 
     // v is a[k .. k + 3][row].
     __device__ __forceinline__ void put_a(int k, int row, const Quad& v) {

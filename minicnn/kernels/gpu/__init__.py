@@ -47,7 +47,7 @@ __all__ = [  # the ops; what follows them is there for layers, losses and optimi
 LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
 ROWS = 128  # pixels (in convolve_dw: rows of dw) per block, as in tile.cu
 TENSOR_CORES = 80  # the first architecture whose tensor cores know TF32
-PIXELS_PER_THREAD = 64  # in sums over the pixels
+PIXELS_PER_THREAD = 16  # in sums over the pixels: four channels of each
 DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
 MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`, as in norm.cu
 
@@ -58,6 +58,11 @@ MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`,
 def _each(module: str, name: str, size: int, *arguments: Any) -> None:
     """Launch a kernel with one thread for each of `size` numbers."""
     launch(module, name, (_blocks(size, THREADS),), (THREADS,), *arguments)
+
+
+def _fours(x: Array) -> int:
+    """How many threads it takes where each works on four channels of a pixel."""
+    return x.size // x.shape[-1] * _blocks(x.shape[-1], 4)
 
 
 def _blocks(size: int, per_block: int) -> int:
@@ -274,9 +279,10 @@ def _over_channels(name: str, x: Array, per_channel: int, *arguments: Any) -> tu
     The first argument after the arrays is always the number of pixels, then C, then the share.
     """
     C = x.shape[-1]
-    M, rows = x.size // C, PIXELS_PER_THREAD * (THREADS // min(C, THREADS))
+    fours = _blocks(C, 4)
+    M, rows = x.size // C, PIXELS_PER_THREAD * (THREADS // min(fours, THREADS))
     parts = cupy.empty((_blocks(M, rows), per_channel, C), np.float32)
-    grid = len(parts), _blocks(C, THREADS)
+    grid = len(parts), _blocks(fours, THREADS)
     arrays = tuple(a for a in arguments if not isinstance(a, int))
     numbers = tuple(a for a in arguments if isinstance(a, int))
     launch("norm", name, grid, (THREADS,), x, *arrays, parts, M, C, rows, *numbers)
@@ -314,7 +320,7 @@ def _norm(
 def _normalised(z: Array, norm: Array, relu: bool) -> Array:
     y = cupy.empty(z.shape, np.float32)
     C = z.shape[-1]
-    _each("norm", "bn_apply", z.size, z, norm, y, z.size // C, C, int(relu))
+    _each("norm", "bn_apply", _fours(z), z, norm, y, z.size // C, C, int(relu))
     return y
 
 
@@ -327,7 +333,7 @@ def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Arra
     whole = mean_of_parts(sums) if from_batch and parts_of_batch() > 1 else sums
     dz = cupy.empty(z.shape, np.float32)
     numbers = (z.size // C, C, int(relu), int(from_batch))
-    _each("norm", "bn_backward_apply", z.size, dy, z, norm, whole, dz, *numbers)
+    _each("norm", "bn_backward_apply", _fours(z), dy, z, norm, whole, dz, *numbers)
     return dz, sums[1], sums[0]
 
 
@@ -389,7 +395,7 @@ def max_pool2d(x: Array, size: int = 2) -> tuple[Array, Any]:
     N, H, W, C = x.shape
     shape = N, conv_size(H, size, size, 0, 0), conv_size(W, size, size, 0, 0), C
     y, winner = cupy.empty(shape, np.float32), cupy.empty(shape, np.uint8)
-    _each("pool", "max_pool", y.size, x, y, winner, *x.shape, size)
+    _each("pool", "max_pool", _fours(y), x, y, winner, *x.shape, size)
     return y, (winner, x.shape, size)
 
 
@@ -401,7 +407,7 @@ def max_pool2d_backward(dy: Array, cache: Any, other: Array | None = None) -> Ar
     dy = _fitting("dy", dy, winner.shape)
     other = None if other is None else _fitting("the other gradient", other, shape)
     dx = cupy.empty(shape, np.float32)
-    _each("pool", "max_pool_backward", dx.size, dy, winner, other, dx, *shape, size)
+    _each("pool", "max_pool_backward", _fours(dx), dy, winner, other, dx, *shape, size)
     return dx
 
 
@@ -530,7 +536,7 @@ def loss(
     logits, labels = _dense(logits), _fitting("labels", labels, logits.shape)
     if valid is not None:  # bytes and booleans count as well
         valid = _fitting("valid", valid.astype(np.float32, copy=False), logits.shape)
-    per_block = PIXELS_PER_THREAD * THREADS
+    per_block = 4 * PIXELS_PER_THREAD * THREADS
     parts = cupy.empty((_blocks(logits.size, per_block), 5), np.float32)
     size, pos_weight = logits.size, weight if kind == "bce" else 1.0
     arguments = (logits, labels, valid, parts, size, per_block, pos_weight)

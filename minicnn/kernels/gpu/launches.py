@@ -16,12 +16,12 @@ import numpy as np
 
 CUDA = Path(__file__).parents[1] / "cuda"
 FILES = {  # what each module of kernels is made of
-    "conv": ("tile", "windows", "convolve", "conv"),
-    "conv_tf32": ("tile", "tensor_tile", "windows", "convolve", "conv_tf32"),
-    "conv_dw": ("tile", "windows", "convolve_dw", "conv_dw"),
-    "conv_dw_tf32": ("tile", "tensor_tile", "windows", "convolve_dw", "conv_dw_tf32"),
-    "norm": ("norm",),
-    "pool": ("pool",),
+    "conv": ("quad", "tile", "windows", "convolve", "conv"),
+    "conv_tf32": ("quad", "tile", "tensor_tile", "windows", "convolve", "conv_tf32"),
+    "conv_dw": ("quad", "tile", "windows", "convolve_dw", "conv_dw"),
+    "conv_dw_tf32": ("quad", "tile", "tensor_tile", "windows", "convolve_dw", "conv_dw_tf32"),
+    "norm": ("quad", "norm"),
+    "pool": ("quad", "pool"),
     "loss": ("loss",),
     "adam": ("adam",),
     "reduce": ("reduce",),
