@@ -157,15 +157,22 @@ class Muon(Optimizer):
         self.adam.lr = self.lr * self.share
         self.adam.step()
         gradients, parameters = self.net.gradients(), self.parameters()
-        names = sorted(parameters, key=lambda name: -parameters[name].size)  # the long ones first
+        rows = [
+            (p, gradients[name], self.averages[f"momentum.{name}"], self.lengths[f"length.{name}"])
+            for name, p in sorted(parameters.items(), key=lambda item: -item[1].size)
+        ]  # the long ones first
+        kernels = kernels_for(next(iter(gradients.values())))
+        together = [row for row in rows if kernels.suits_muon(row[0])]
+        if together:
+            kernels.muon(together, self.lr, self.momentum, NEWTON_SCHULZ, ROUNDS)
+        alone = [row for row in rows if not kernels.suits_muon(row[0])]
 
         def turn(number: int) -> None:
-            name = names[number]
-            p, length = parameters[name], self.lengths[f"length.{name}"]
-            p -= length * self.update(gradients[name], self.averages[f"momentum.{name}"])
+            p, g, m, length = alone[number]
+            p -= length * self.update(g, m)
             p *= length / _length(p)
 
-        kernels_for(next(iter(gradients.values()))).for_each(turn, len(names))
+        kernels.for_each(turn, len(alone))
 
     def update(self, g: Array, *averages: Array) -> Array:
         """The step as a share of the kernel's length, in the shape of the kernel."""
@@ -197,9 +204,10 @@ def _length(p: Array) -> Array:
 
 
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's: brings what is above 0.003 to about 1
+ROUNDS = 5
 
 
-def orthogonalised(u: Array, rounds: int = 5) -> Array:
+def orthogonalised(u: Array, rounds: int = ROUNDS) -> Array:
     """U V^T of u = U S V^T (m, n), with singular values that are only nearly 1: of 0.7 to 1.2.
 
     The Newton-Schulz iteration X <- X (a I + b A + c A A), A = X^T X, from X = u / |u| on. Each

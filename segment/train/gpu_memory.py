@@ -6,7 +6,7 @@ from minicnn.layers import Conv2d, ConvBlock, ConvTranspose2d
 from segment.unet import UNet
 
 FLOAT = 4  # bytes
-PARTS = 512 * 128 * 64 * FLOAT  # at most in the parts of a weight gradient, see convolve_dw.cu
+PARTS = 512 * 128 * 64 * FLOAT  # at most in the parts of sums that blocks share, see convolve.cu
 LARGEST_AUTO = 32  # tiles a step; more would not be faster, and learn less per epoch
 
 

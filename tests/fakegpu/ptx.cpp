@@ -335,11 +335,16 @@ struct Reader {
 };
 
 // Device variables with their first values: .global .align 4 .b8 name[n] = {...};
-void variables(const std::string& ptx, Module& module, std::string& dynamic) {
+// Shared memory of a function that several kernels call is declared beside them: `common`, by name.
+void variables(const std::string& ptx, Module& module, std::string& dynamic, std::map<std::string, std::string>& common) {
     static const std::regex form(
         "(?:^|\\n)(?:\\.visible |\\.weak |\\.extern )?\\.(global|const|shared)\\s+(?:\\.align\\s+\\d+\\s+)?\\.(\\w+)\\s+([\\w$]+)(?:\\[(\\d*)\\])?(?:\\s*=\\s*([^;]*))?;");
     for (std::sregex_iterator m(ptx.begin(), ptx.end(), form), end; m != end; ++m) {
-        if ((*m)[1] == "shared") { dynamic = (*m)[3]; continue; }
+        if ((*m)[1] == "shared") {
+            if ((*m)[4].length()) common[(*m)[3]] = trim((*m)[0]);
+            else dynamic = (*m)[3];
+            continue;
+        }
         const int size = bytes((*m)[2]);
         std::vector<uint8_t> data(size * ((*m)[4].matched && (*m)[4].length() ? std::stoi((*m)[4]) : 1));
         std::string values = (*m)[5].matched ? (*m)[5].str() : "";
@@ -360,7 +365,8 @@ Module* parse(const std::string& text) {
     for (const auto& line : Reader::split_lines(text + "\n")) ptx += line.substr(0, line.find("//")) + "\n";
     auto* module = new Module;
     std::string dynamic;
-    variables(ptx, *module, dynamic);
+    std::map<std::string, std::string> common;
+    variables(ptx, *module, dynamic, common);
     for (size_t at = 0; (at = ptx.find(".entry", at)) != std::string::npos;) {
         const auto open = ptx.find('(', at), close = ptx.find(')', open);
         const auto begin = ptx.find("\n{", close), end = ptx.find("\n}\n", begin);
@@ -370,7 +376,10 @@ Module* parse(const std::string& text) {
         const std::string bounds = ptx.substr(close, begin - close);
         if (const auto max = bounds.find(".maxntid"); max != std::string::npos) k.threads = std::stoi(bounds.substr(max + 8));
         Reader reader{k, module->variables, {}, {}, {}, {}, dynamic, {}, {}, {}, {}, {}};
-        reader.read(ptx.substr(open, close - open), ptx.substr(begin + 2, end - begin - 1));
+        std::string body = ptx.substr(begin + 2, end - begin - 1);
+        for (const auto& [used, declaration] : common)
+            if (body.find(used) != std::string::npos) body = declaration + "\n" + body;
+        reader.read(ptx.substr(open, close - open), body);
         at = end;
     }
     return module;

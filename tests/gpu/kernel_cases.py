@@ -15,7 +15,7 @@ from minicnn import losses, ops
 from minicnn.backend import set_precision
 from minicnn.layers import Layer
 from minicnn.ops import BlockWeights, Statistics
-from minicnn.optim import Adam
+from minicnn.optim import Adam, Muon
 
 TOLERANCE = 2e-5  # of the largest value
 TF32_TOLERANCE = 2e-3  # of TF32 against exact numbers: 10 bits behind the point in every factor
@@ -221,14 +221,14 @@ class Parameters(Layer):
         self.grads = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
 
 
-def optimiser(kind, **options):
+def optimiser(kind, layer=Parameters, **options):
     """Three steps, against the same in float64."""
 
     def run(kernels, xp, rng):
         state = rng.bit_generator.state
-        mine = Parameters(rng, xp.asarray)
+        mine = layer(rng, xp.asarray)
         rng.bit_generator.state = state
-        theirs = Parameters(rng, lambda a: a.astype(float))
+        theirs = layer(rng, lambda a: a.astype(float))
         optimisers = kind(mine, 0.01, **options), kind(theirs, 0.01, **options)
         for optimizer in optimisers * 3:
             optimizer.step()
@@ -236,6 +236,19 @@ def optimiser(kind, **options):
         equal(optimisers[0].averages.values(), optimisers[1].averages.values())
 
     return run
+
+
+class Kernels(Layer):
+    """Kernels that muon.cu moves, of sizes in and beside its tiles, more than its table holds; some
+    that it leaves to the plain step; and what Adam moves."""
+
+    def __init__(self, rng, to):
+        super().__init__()
+        shapes = [(4, 4, 3, 16), (2, 2, 70, 68), (3, 3, 4, 36), (4, 4, 40, 4), (2, 2, 1, 8)]
+        shapes += [(2, 2, 3, 5), (1, 1, 8, 4), (8,), *[(2, 2, 2, 4)] * 33]
+        self.params = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+        self.grads = {str(i): to(*draw(rng, s)) for i, s in enumerate(shapes)}
+        self.grads["3"] *= 0  # a gradient of nothing turns nothing
 
 
 def running(C):
@@ -264,6 +277,10 @@ CASES = {
     "32 filters": convolution(1, 9, 8, 4, 20, 2, 3, 0),
     "64 filters": convolution(1, 9, 17, 8, 68, 2, 1, ((0, 1), (0, 1))),
     "up": convolution(2, 5, 6, 8, 4, 4, 2, 1, "conv_transpose2d"),
+    "shared sums": convolution(1, 5, 6, 32, 8, 4, 1, ((1, 2), (1, 2))),
+    "shared sums, up": convolution(1, 3, 3, 4, 128, 4, 2, 1, "conv_transpose2d"),
+    "shared sums, block": block(1, 6, 7, 24, 12, 16, 4, ((1, 2), (1, 2))),
+    "shared sums, inference": block(1, 6, 7, 24, 12, 16, 4, ((1, 2), (1, 2)), training=False),
     "up, odd": convolution(1, 4, 5, 3, 2, 3, 2, ((0, 1), (1, 0)), "conv_transpose2d"),
     "block": block(1, 9, 16, 4, 0, 8, 4, ((1, 2), (1, 2))),
     "block with skip": block(2, 5, 7, 4, 8, 20, 4, ((1, 2), (1, 2))),
@@ -281,6 +298,7 @@ CASES = {
     "Dice": loss(losses.soft_dice, masked=True),
     "Jaccard": loss(losses.soft_jaccard, masked=False, smooth=2.0),
     "Adam": optimiser(Adam),
+    "Muon": optimiser(Muon, Kernels),
     "running averages": running(300),
     "bytes": bytes_to_floats((2, 9, 7, 3)),
 }
@@ -288,6 +306,7 @@ TENSOR_CASES = {
     "TF32, 16 filters": convolution_tf32(1, 9, 13, 4, 8, 4, 1, ((1, 2), (1, 2))),
     "TF32, 32 filters": convolution_tf32(1, 9, 8, 8, 20, 2, 3, 0),
     "TF32, 64 filters": convolution_tf32(1, 9, 17, 8, 68, 2, 1, ((0, 1), (0, 1))),
+    "TF32, shared sums": convolution_tf32(1, 5, 6, 32, 8, 4, 1, ((1, 2), (1, 2))),
     "TF32, up": convolution_tf32(2, 5, 6, 8, 4, 4, 2, 1, "conv_transpose2d"),
     "TF32, block with skip": block_tf32(2, 5, 7, 4, 8, 20, 4, ((1, 2), (1, 2))),
     "TF32, inference": block_tf32(1, 7, 9, 4, 4, 8, 4, ((1, 2), (1, 2)), training=False),

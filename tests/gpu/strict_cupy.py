@@ -468,6 +468,7 @@ def _cuda() -> types.ModuleType:
             memGetInfo=lambda: (capacity - counts["live bytes"], capacity),
             getDeviceProperties=lambda device: {
                 "name": b"stand-in for a T4",
+                "multiProcessorCount": 40,
                 **dict.fromkeys(("uuid", "pciDomainID", "pciBusID", "pciDeviceID"), 0),
             },
             CUDARuntimeError=real.cuda.runtime.CUDARuntimeError,

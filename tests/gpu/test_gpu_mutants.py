@@ -115,6 +115,28 @@ ARITHMETIC = {
         "g = t % 8;",
         "TF32, 16 filters",
     ),
+    "a share begun at the wrong term": (
+        "conv",
+        "tap.advance(k_first + 4",
+        "tap.advance(4",
+        "shared sums",
+    ),
+    "a share left out": ("reduce", "int p = 1; p < count", "int p = 2; p < count", "shared sums"),
+    "bias added to no sum": ("reduce", "factor.at[j] + bias.at[j]", "factor.at[j]", "shared sums"),
+    "momentum without its look ahead": (
+        "muon",
+        "g.at[j] + momentum * (m.at[j] - g.at[j]);",
+        "m.at[j];",
+        "Muon",
+    ),
+    "a kernel that grows": ("muon", "p.at[j] *= factor;", "", "Muon"),
+    "part of a gram matrix left out": ("muon", "p < parts; ++p", "p < 1; ++p", "Muon"),
+    "a channel for its neighbours": (
+        "norm",
+        "v.at[j] = row[c + j];",
+        "v.at[j] = row[c];",
+        "batch norm",
+    ),
     "a part left out": ("reduce", "int r = 1; r < 8", "int r = 1; r < 7", "64 filters"),
 }
 
@@ -189,6 +211,13 @@ MEMORY = {
         "CONV(conv_any, true, Tile<16, 4>)",
         "first layer",
         "out of bounds|misaligned",
+    ),
+    "shares all write one part": (
+        "conv",
+        "(q / QH + part * s.N)",
+        "(q / QH)",
+        "shared sums",
+        "race in global memory",
     ),
     "splits all write one part": (
         "conv_dw",

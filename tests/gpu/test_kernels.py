@@ -2,6 +2,7 @@
 orders; with `-m gpu`, on the GPU there is, or as the PTX of NVIDIA's compiler on the fake one."""
 
 from importlib import import_module
+from types import SimpleNamespace
 
 import cuda_on_cpu
 import kernel_cases
@@ -143,6 +144,36 @@ def test_an_older_gpu_refuses_tensor_cores_in_one_line(stand_in, monkeypatch, rn
     x, w, b = kernel_cases.draw(rng, (1, 4, 4, 4), (2, 2, 4, 4), 4)
     with pytest.raises(DeviceError, match=r"of sm_80 or later, and this is an sm_75$"):
         kernels.conv2d(*map(stand_in.module.asarray, (x, w, b)))
+
+
+@sampled
+@given(
+    sizes=st.tuples(st.integers(1, 2), sides, sides, fours, st.just(0) | fours, fours),
+    K=st.integers(2, 4),
+    training=st.booleans(),
+    shares=st.integers(1, 3),
+    rng=seeds,
+)
+def test_sums_may_be_shared_by_any_number_of_blocks(fast_machine, sizes, K, training, shares, rng):
+    """As if the GPU were as large as that, and no share too small."""
+    kernels, xp = fast_machine
+    training &= np.prod(sizes[:3]) > 8
+    case = kernel_cases.block(*sizes, K, ((K // 2, K - 1 - K // 2),) * 2, training)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(kernels, "LEAST", shares)
+        case(kernels, xp, rng)
+
+
+def test_few_pixels_are_shared_out_and_many_are_not(stand_in, rng):
+    """The deep levels of a batch of 16 tiles; an A100's 108 multiprocessors."""
+    gpu = import_module("minicnn.kernels.gpu")
+    gpu._multiprocessors = lambda device: 108
+    shares = []
+    for size, C, F in ((256, 16, 16), (64, 64, 64), (32, 128, 128), (16, 256, 256), (2, 256, 256)):
+        x = SimpleNamespace(shape=(16, size, size, C))
+        s = gpu._describe(x, None, 4, 1, ((1, 2), (1, 2)), (16, size, size, F))
+        shares.append(gpu._shares(s))
+    assert shares == [1, 1, 1, 2, 16]
 
 
 def test_a_batch_of_none(fast_machine):

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import rasterio
 
-from minicnn.backend import DeviceError
+from minicnn.backend import DeviceError, set_precision
 from minicnn.checkpoint import load
 from segment.errors import InputError
 from segment.model import load_model
@@ -41,6 +41,7 @@ def train(data, tmp_path, monkeypatch):
         fixed = ["--data", data, "--cache", tmp_path / "cache", "--out", folder]
         fixed += ["--epochs", epochs, "--batch-size", 2, "--split", "random"]
         fixed += ["--device", device, *(["--precision", precision] if precision else [])]
+        set_precision("auto")  # as in a new process
         command.main([str(o) for o in (*fixed, *options)])
         with open(folder / "history.csv") as file:
             history = list(csv.DictReader(file))

@@ -74,6 +74,11 @@ def for_each(job: Callable[[int], None], count: int) -> None:
     run(count, job)
 
 
+def suits_muon(p: Array) -> bool:
+    """Whether this module has a Muon of its own for a kernel: none, products are NumPy's."""
+    return False
+
+
 def _map(x: Values) -> Map:
     return x if isinstance(x, Map) else Map(np.ascontiguousarray(x))
 

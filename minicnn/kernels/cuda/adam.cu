@@ -4,9 +4,7 @@
 //     p -= step m / (sqrt(v) / root + eps)
 //     step = lr / (1 - beta1^t),   root = sqrt(1 - beta2^t)
 //
-// Kingma & Ba 2015. The net has 82 parameters, most of them
-// tiny: launched one by one, the launches would take longer than the work. So a table of where
-// they all lie goes along with the launch, and every block looks up which one it works on.
+// Kingma & Ba 2015. The net has 82 parameters, most of them tiny; see table.cu.
 
 const int MOST = 96;  // rows of the table; a launch can carry 4 KiB
 
@@ -23,12 +21,7 @@ struct Table {
 extern "C" __global__ void __launch_bounds__(256) adam(
     const Table t, float beta1, float beta2, float step, float root, float eps)
 {
-    int row = 0, last = t.count - 1;
-    while (row < last) {  // the last row that begins at this block or before
-        const int middle = (row + last + 1) / 2;
-        if (t.first[middle] <= (int)blockIdx.x) row = middle;
-        else last = middle - 1;
-    }
+    const int row = row_of(t);
     const int i = (blockIdx.x - t.first[row]) * blockDim.x + threadIdx.x;
     if (i >= t.size[row]) return;
     float p = t.p[row][i], m = t.m[row][i], v = t.v[row][i];

@@ -11,6 +11,9 @@
 // (p, p'), a convolution with every s-th row and column of the kernel, turned round.
 // `phase_weights` cuts the kernel into these s * s small ones; blockIdx.z says which one a block
 // works with. Stride 1 has one phase, and its kernel is the whole one turned round.
+//
+// In the deep levels there are few pixels and long sums: too few blocks to fill a GPU. There blocks share
+// a sum ("split-K"), each writes its part of y, and `sum_shares` of reduce.cu adds them up.
 
 // For batch norm: of the block's outputs in each channel, without the bias, their sum and the
 // squared distances to the block's own mean. Adding these up loses no digits, where a sum of
@@ -57,12 +60,14 @@ __device__ __forceinline__ void convolve(
     __shared__ T tile;
     const int t = threadIdx.x, f0 = blockIdx.y * T::COLS;
     const int channels = s.C + s.D, k_end = s.K * s.K * channels;
-    const int py = blockIdx.z / s.phases, px = blockIdx.z % s.phases;
+    const int phase = blockIdx.z % (s.phases * s.phases), part = blockIdx.z / (s.phases * s.phases);
+    const int py = phase / s.phases, px = phase % s.phases;
+    const int k_first = part * s.share, k_last = min(k_end, k_first + s.share);
     const int QH = (s.OH - py + s.phases - 1) / s.phases;  // outputs of this phase
     const int QW = (s.OW - px + s.phases - 1) / s.phases;
     const int M = s.N * QH * QW, m0 = blockIdx.x * ROWS;
     if (m0 >= M) return;  // the whole block: phases differ by a row or a column
-    const float* weights = w + (long long)blockIdx.z * k_end * s.F;
+    const float* weights = w + (long long)phase * k_end * s.F;
 
     // This thread brings in k = 4 (t % 4) .. + 3 of every slice, for windows t / 4 + i STEP.
     const int STEP = T::THREADS / 4;
@@ -75,7 +80,7 @@ __device__ __forceinline__ void convolve(
         windows[i] = {m < M ? top : NONE, left, (q / QH * s.H + top) * s.W + left};
     }
     Tap tap = {0, 0, 0};
-    tap.advance(4 * (t % 4), channels, s.K);
+    tap.advance(k_first + 4 * (t % 4), channels, s.K);
 
     Quad next_a[T::QUADS_A], next_b[T::QUADS_B];
     auto fetch = [&](int k0) {  // from global memory to registers
@@ -90,8 +95,8 @@ __device__ __forceinline__ void convolve(
     };
 
     float sum[T::TM][T::TN] = {};
-    fetch(0);
-    for (int k0 = 0; k0 < k_end; k0 += SLICE) {
+    fetch(k_first);
+    for (int k0 = k_first; k0 < k_last; k0 += SLICE) {
         #pragma unroll
         for (int i = 0; i < T::QUADS_A; ++i) tile.put_a(4 * (t % 4), t / 4 + i * STEP, next_a[i]);
         #pragma unroll
@@ -124,7 +129,7 @@ __device__ __forceinline__ void convolve(
                 v.at[l] = s.relu && z < 0.f ? 0.f : z;  // a NaN stays one
             }
             const long long oh = q % QH * s.phases + py, ow = m % QW * s.phases + px;
-            put<WHOLE>(y, (q / QH * s.OH + oh) * s.OW + ow, f, s.F, v);
+            put<WHOLE>(y, ((q / QH + part * s.N) * s.OH + oh) * s.OW + ow, f, s.F, v);
         }
     }
 }

@@ -196,10 +196,11 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_backward_sums(
 }
 
 // sums (2, C) as above, over all blocks. Statistics that are not the batch's own are constants,
-// and only the first term of dz is left. A thread for four channels.
+// and only the first term of dz is left. db, if not null, becomes 0: the batch's mean takes any bias
+// out again, and rounding must not say otherwise. A thread for four channels.
 extern "C" __global__ void __launch_bounds__(THREADS) bn_backward_apply(
     const float* __restrict__ dy, const float* __restrict__ z, const float* __restrict__ norm,
-    const float* __restrict__ sums, float* __restrict__ dz,
+    const float* __restrict__ sums, float* __restrict__ dz, float* __restrict__ db,
     int M, int C, int relu, int from_batch)
 {
     const long long i = (long long)blockIdx.x * THREADS + threadIdx.x;
@@ -217,4 +218,5 @@ extern "C" __global__ void __launch_bounds__(THREADS) bn_backward_apply(
     #pragma unroll
     for (int j = 0; j < 4; ++j) v.at[j] *= scale.at[j];
     write4(dz + m * C, c, C, v);
+    if (db && m == 0) write4(db, c, C, Quad{});
 }

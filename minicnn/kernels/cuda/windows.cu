@@ -14,6 +14,7 @@ struct Conv {
     int phases;          // output pixels `phases` apart share a kernel; 1 in a plain convolution
     int ahead_y, ahead_x, back_y, back_x;  // where a window starts, see `start`
     int relu;            // 1: negative outputs become 0
+    int share;           // columns k of the matrix that a block adds up; others add the rest
 };
 
 // The first input row (or column) in the window of output row phases * q + phase.

@@ -8,6 +8,7 @@ Convolutions and their gradients run on tensor cores where the GPU has those for
 
 from collections.abc import Callable
 from functools import cache
+from math import prod
 from typing import Any, NamedTuple
 
 import cupy
@@ -16,6 +17,8 @@ import numpy as np
 from minicnn import ops
 from minicnn.backend import Array, check_float, precision
 from minicnn.kernels.gpu.launches import CONV, MOST, TABLE, THREADS, launch
+from minicnn.kernels.gpu.muon import muon as muon
+from minicnn.kernels.gpu.muon import suits_muon as suits_muon
 from minicnn.ops import (
     EPS,
     BlockWeights,
@@ -48,7 +51,11 @@ LOSSES = {"bce": 0, "dice": 1, "jaccard": 2}  # as in loss.cu
 ROWS = 128  # pixels (in convolve_dw: rows of dw) per block, as in tile.cu
 TENSOR_CORES = 80  # the first architecture whose tensor cores know TF32
 PIXELS_PER_THREAD = 16  # in sums over the pixels: four channels of each
-DW_BLOCKS = 512  # enough for the largest GPU; a fixed number, so that all GPUs add alike
+SLICE = 16  # terms of a sum that are multiplied together, as in tile.cu
+LEAST = (
+    16  # slices to a block where blocks share a sum: with fewer, adding up costs more than it saves
+)
+RESIDENT = {"any": 8, "16": 8, "32": 4, "64": 3}  # blocks at once on a multiprocessor: docs/gpu.md
 MEAN, VAR, INVERSE_STD, SCALE, SHIFT, FOLDED, NORM = range(7)  # rows of `norm`, as in norm.cu
 
 
@@ -62,7 +69,7 @@ def _each(module: str, name: str, size: int, *arguments: Any) -> None:
 
 def _fours(x: Array) -> int:
     """How many threads it takes where each works on four channels of a pixel."""
-    return x.size // x.shape[-1] * _blocks(x.shape[-1], 4)
+    return int(x.size // x.shape[-1]) * _blocks(x.shape[-1], 4)
 
 
 def _blocks(size: int, per_block: int) -> int:
@@ -95,7 +102,7 @@ def _describe(
     s = np.zeros((), CONV)
     s["N"], s["H"], s["W"], s["C"] = x.shape
     s["D"] = 0 if skip is None else skip.shape[3]
-    s["K"], s["stride"], s["phases"] = K, stride, 1
+    s["K"], s["stride"], s["phases"], s["share"] = K, stride, 1, K * K * (s["C"] + s["D"])
     _, s["OH"], s["OW"], s["F"] = out
     (s["back_y"], _), (s["back_x"], _) = pads(pad)
     return s
@@ -107,6 +114,32 @@ def _variant(s: np.ndarray) -> tuple[str, int, int]:
     if C % 4 or D % 4 or F % 4:
         return "any", 16, 64
     return ("16", 16, 64) if F <= 16 else ("32", 32, 128) if F <= 32 else ("64", 64, 128)
+
+
+@cache
+def _multiprocessors(device: int) -> int:
+    return int(cupy.cuda.runtime.getDeviceProperties(device)["multiProcessorCount"])
+
+
+def _slots(variant: str) -> int:
+    """How many blocks of a convolution the current GPU works on at once."""
+    return _multiprocessors(cupy.cuda.Device().id) * RESIDENT[variant]
+
+
+def _grid(s: np.ndarray) -> tuple[int, int, int]:
+    """The blocks that `s` takes: pixels, channels, phases."""
+    N, OH, OW, F, phases = (int(s[name]) for name in ("N", "OH", "OW", "F", "phases"))
+    pixels = N * _blocks(OH, phases) * _blocks(OW, phases)
+    return _blocks(pixels, ROWS), _blocks(F, _variant(s)[1]), phases**2
+
+
+def _shares(s: np.ndarray) -> int:
+    """Among how many blocks each sum is shared out: several, if else half of the GPU is idle."""
+    variant, blocks, terms = _variant(s)[0], prod(_grid(s)), int(s["K"] ** 2 * (s["C"] + s["D"]))
+    if variant == "any" or 2 * blocks > _slots(variant):
+        return 1
+    share = _blocks(_blocks(terms, SLICE), max(1, _slots(variant) // max(1, blocks)))
+    return _blocks(terms, max(share, LEAST) * SLICE)
 
 
 def has_tensor_cores() -> bool:
@@ -136,13 +169,20 @@ def _convolve(
     s: np.ndarray,
 ) -> Array:
     """Run convolve.cu as `s` describes it."""
-    N, OH, OW, F, phases = (int(s[name]) for name in ("N", "OH", "OW", "F", "phases"))
-    y = cupy.empty((N, OH, OW, F), np.float32)
-    variant, columns, threads = _variant(s)
-    pixels = N * _blocks(OH, phases) * _blocks(OW, phases)
-    grid = _blocks(pixels, ROWS), _blocks(F, columns), phases**2
-    arguments = (x, skip, w, scale, b, y, moments, s)
-    launch(*_kernel("conv", variant), grid, (threads,), *arguments)
+    shape = tuple(int(s[name]) for name in ("N", "OH", "OW", "F"))
+    y = cupy.empty(shape, np.float32)
+    variant, _, threads = _variant(s)
+    (across, down, phases), shares = _grid(s), _shares(s)
+    kernel, grid = _kernel("conv", variant), (across, down, phases * shares)
+    if shares == 1:
+        launch(*kernel, grid, (threads,), x, skip, w, scale, b, y, moments, s)
+        return y
+    if moments is not None:
+        raise ValueError("blocks that share sums take no moments")
+    parts, relu, whole = cupy.empty((shares, *shape), np.float32), int(s["relu"]), s.copy()
+    whole["relu"], whole["share"] = 0, _blocks(_blocks(int(s["share"]), SLICE), shares) * SLICE
+    launch(*kernel, grid, (threads,), x, skip, w, None, None, parts, None, whole)
+    _each("reduce", "sum_shares", y.size // 4, parts, scale, b, y, shares, y.size, shape[3], relu)
     return y
 
 
@@ -213,7 +253,7 @@ def _weight_gradient(
     C = int(s["C"] + s["D"])
     variant, columns, threads = _variant(s)
     tiles = _blocks(K * K * C, ROWS), _blocks(F, columns)
-    rows = _blocks(N * OH, max(1, DW_BLOCKS // (tiles[0] * tiles[1])))  # image rows per part
+    rows = _blocks(N * OH, max(1, _slots(variant) // prod(tiles)))  # image rows per part
     parts = cupy.empty((_blocks(N * OH, rows), K, K, C, F), np.float32)
     grid = (*tiles, len(parts))
     arguments = (x, skip, dy, parts, rows, s)
@@ -324,8 +364,10 @@ def _normalised(z: Array, norm: Array, relu: bool) -> Array:
     return y
 
 
-def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Array, Array]:
-    """dz, dgamma, dbeta of batch norm with or without a ReLU behind it."""
+def _norm_backward(
+    dy: Array, cache: NormCache, relu: bool, db: Array | None = None
+) -> tuple[Array, Array, Array]:
+    """dz, dgamma, dbeta of batch norm with or without a ReLU behind it; db is filled with 0."""
     z, norm, from_batch = cache
     dy, C = _fitting("dy", dy, z.shape), z.shape[-1]
     parts, _ = _over_channels("bn_backward_sums", dy, 2, z, norm, int(relu))
@@ -333,7 +375,7 @@ def _norm_backward(dy: Array, cache: NormCache, relu: bool) -> tuple[Array, Arra
     whole = mean_of_parts(sums) if from_batch and parts_of_batch() > 1 else sums
     dz = cupy.empty(z.shape, np.float32)
     numbers = (z.size // C, C, int(relu), int(from_batch))
-    _each("norm", "bn_backward_apply", _fours(z), dy, z, norm, whole, dz, *numbers)
+    _each("norm", "bn_backward_apply", _fours(z), dy, z, norm, whole, dz, db, *numbers)
     return dz, sums[1], sums[0]
 
 
@@ -446,9 +488,13 @@ def conv_bn_relu(
     s, (N, OH, OW, F) = _describe(x, skip, len(w), 1, pad, out), out
     M, b, gamma = N * OH * OW, _fitting("the bias", b, (F,)), _fitting("gamma", gamma, (F,))
     if statistics is None:
-        moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
-        z = _convolve(x, skip, w, None, b, moments, s)
-        norm = _norm(moments, ROWS, b, None, gamma, beta, M)
+        if _shares(s) > 1:  # there is not much to read again
+            z = _convolve(x, skip, w, None, b, None, s)
+            norm = _norm(*_over_channels("channel_moments", z, 2), None, None, gamma, beta, M)
+        else:
+            moments = cupy.empty((_blocks(M, ROWS), 2, F), np.float32)
+            z = _convolve(x, skip, w, None, b, moments, s)
+            norm = _norm(moments, ROWS, b, None, gamma, beta, M)
         return _normalised(z, norm, relu=True), BlockCache(x, skip, w, b, pad, z, norm, True)
     norm = _norm(None, 1, b, statistics, gamma, beta, M)
     s["relu"] = 1
@@ -478,10 +524,10 @@ def conv_bn_relu_backward(
     if z is None:
         s = _describe(x, skip, len(w), 1, pad, dy.shape)
         z = _convolve(x, skip, w, None, b, None, s)
-    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch), relu=True)
+    db = cupy.empty(b.shape, np.float32) if from_batch else None
+    dz, dgamma, dbeta = _norm_backward(dy, NormCache(z, norm, from_batch), relu=True, db=db)
     dw = _weight_gradient(x, skip, dz, len(w), 1, pad)
-    # The batch's mean takes any bias out again: its gradient is 0, and rounding must not say else.
-    db = cupy.zeros(b.shape, np.float32) if from_batch else _channel_sums(dz)
+    db = _channel_sums(dz) if db is None else db
     dx = dskip = None
     if need_dx:
         dx = _adjoint(dz, w, None, 1, pad, x.shape)

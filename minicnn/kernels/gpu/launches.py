@@ -23,8 +23,9 @@ FILES = {  # what each module of kernels is made of
     "norm": ("quad", "norm"),
     "pool": ("quad", "pool"),
     "loss": ("loss",),
-    "adam": ("adam",),
-    "reduce": ("reduce",),
+    "adam": ("table", "adam"),
+    "muon": ("quad", "tile", "windows", "table", "muon"),
+    "reduce": ("quad", "reduce"),
     "pointwise": ("pointwise",),
 }
 CONV = np.dtype(  # struct Conv of windows.cu
@@ -32,7 +33,7 @@ CONV = np.dtype(  # struct Conv of windows.cu
         (name, np.int32)
         for name in (
             *("N", "H", "W", "C", "D", "K", "stride", "F", "OH", "OW"),
-            *("phases", "ahead_y", "ahead_x", "back_y", "back_x", "relu"),
+            *("phases", "ahead_y", "ahead_x", "back_y", "back_x", "relu", "share"),
         )
     ]
 )
@@ -46,7 +47,17 @@ TABLE = np.dtype(  # struct Table of adam.cu
     ],
     align=True,
 )
-STRUCTS = {"Conv": CONV, "Table": TABLE}
+MOST_KERNELS = 32  # rows of the table of muon.cu
+KERNELS = np.dtype(  # struct Kernels of muon.cu
+    [
+        *((name, np.uint64, MOST_KERNELS) for name in ("p", "g", "m", "length")),
+        *((name, np.int32, MOST_KERNELS) for name in ("rows", "cols", "u", "small", "tile")),
+        ("first", np.int32, MOST_KERNELS),
+        ("count", np.int32),
+    ],
+    align=True,
+)
+STRUCTS = {"Conv": CONV, "Table": TABLE, "Kernels": KERNELS}
 SCALARS = {"int": np.int32, "long long": np.int64, "float": np.float32}
 ELEMENTS = {"float*": np.float32, "unsigned char*": np.uint8}
 THREADS = 256
