@@ -15,6 +15,9 @@ from segment.train.gpu_memory import training_bytes
 from segment.unet import UNet
 
 DOCS = Path(__file__).parent
+sys.path.insert(0, str(DOCS.parent))
+from benchmarks import gpu_model  # noqa: E402  (in no package that is installed)
+
 CUDA = DOCS.parent / "minicnn" / "kernels" / "cuda"
 REGISTERS, BATCH = 65_536, 16
 TENSOR_CORES = 80  # as in minicnn/kernels/gpu
@@ -58,11 +61,18 @@ def predictions() -> str:
         row = [gpu.name, f"{gpu.peak / 1e12:.1f}", f"{gpu.bandwidth / 1e9:,.0f}"]
         for training in (True, False):
             steps = count(UNet(), batch=BATCH, training=training)
-            for shares in ((1.0, 1.0), (0.5, 0.75)):
-                row.append(f"{BATCH / seconds(steps, gpu, *shares):,.0f}")
+            row.append(f"{BATCH / seconds(steps, gpu):,.0f}")
         rows.append(row)
-    head = ["GPU", "TFLOP/s", "GB/s", "training", "likely", "inference", "likely"]
-    return table(head, rows)
+    return table(["GPU", "TFLOP/s", "GB/s", "training", "inference"], rows)
+
+
+def aim() -> str:
+    return table(gpu_model.AIM, gpu_model.aim_rows())
+
+
+def ladder() -> str:
+    names = [card.name for card in gpu_model.CARDS]
+    return table(["with", *names], gpu_model.ladder_rows())
 
 
 def memory() -> str:
@@ -120,6 +130,8 @@ def _cuda(file: str, start: str, end: str) -> str:
 PARTS: dict[str, Callable[[], str]] = {
     "work": work,
     "predictions": predictions,
+    "aim": aim,
+    "ladder": ladder,
     "memory": memory,
     "resources": resources,
     "pool loops": lambda: _python(naive.max_pool2d),
