@@ -26,7 +26,7 @@ ROWS, SLICE, FLOAT = 128, 16, 4  # as in minicnn/kernels/cuda/tile.cu
 @dataclass(frozen=True)
 class Card:
     """What the data sheets add to `segment.selfcheck.roofline`; of a multiprocessor the
-    multiplications in float32 at a clock, and the threads. `clock`: the share of the boost clock that
+    multiplications in float32 at a clock, and the threads. `clock`: how much of the boost clock
     lasts."""
 
     name: str
