@@ -1,11 +1,13 @@
 """ONNX's own node vectors as an oracle: inputs and outputs that its makers ship for each operator.
 
-Only what the ops can express is run: 2-D images, square windows, no groups, no dilation. How many
-vectors that are is asserted, so that none is lost in silence.
+And the small models that it ships as files. Only what the ops can express is run: 2-D images,
+square windows, no groups, no dilation, our epsilon, no weight decay. How many vectors that are is
+asserted, so that none is lost in silence.
 """
 
 import warnings
 from functools import cache
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -14,7 +16,7 @@ from minicnn import losses, ops
 from minicnn.kernels import cpu
 from minicnn.ops import Statistics
 
-EXPRESSIBLE = 13
+EXPRESSIBLE = 22
 
 
 class InexpressibleError(Exception):
@@ -34,18 +36,38 @@ def nchw(x):
     return np.asarray(x).transpose(0, 3, 1, 2)
 
 
+def around(attributes, total):
+    """The pads (top, left, bottom, right) of so many: the odd one at the end, or the start."""
+    small, large = [n // 2 for n in total], [n - n // 2 for n in total]
+    upper = attributes["auto_pad"] == b"SAME_UPPER"
+    return [*small, *large] if upper else [*large, *small]
+
+
 def square(attributes, x, w, transposed=False):
     """Stride and pads of a convolution, as the ops take them."""
     need(x.ndim == 4 and attributes.get("group", 1) == 1 and w.shape[2] == w.shape[3])
     need(set(attributes.get("dilations", [1])) == {1})
     strides = attributes.get("strides", [1, 1])
-    need(strides[0] == strides[1] and "output_shape" not in attributes)
-    need(attributes.get("auto_pad", b"NOTSET") in (b"NOTSET", b"VALID"))
-    top, left, bottom, right = attributes.get("pads", [0] * 4)
+    need(strides[0] == strides[1])
+    stride, K, sides = strides[0], w.shape[2], x.shape[2:]
+    same = attributes.get("auto_pad", b"").startswith(b"SAME")
     more = attributes.get("output_padding", [0, 0]) if transposed else [0, 0]
+    pads = attributes.get("pads", [0] * 4)
+    if transposed and (same or "output_shape" in attributes):
+        out = attributes.get("output_shape", [n * stride for n in sides])[-2:]
+        painted = [stride * (n - 1) + K for n in sides]
+        total = [n + extra - o for n, extra, o in zip(painted, more, out, strict=True)]
+        pads = around(attributes if same else LOWER, total)
+    elif same:
+        total = [max(0, (-(-n // stride) - 1) * stride + K - n) for n in sides]
+        pads = around(attributes, total)
+    top, left, bottom, right = pads
     pads = (top, bottom - more[0]), (left, right - more[1])
     need(min(*pads[0], *pads[1]) >= 0)
-    return strides[0], pads
+    return stride, pads
+
+
+LOWER = {"auto_pad": b"SAME_LOWER"}
 
 
 def conv(kernels, attributes, x, w, b=None):
@@ -97,33 +119,74 @@ OPERATORS = {
 }
 
 
-@cache
-def vectors():
-    """Every vector of those operators: name, operator, attributes, inputs, first output."""
-    from onnx import helper
+def tensor(x):
+    from onnx import TensorProto, numpy_helper
+
+    return numpy_helper.to_array(x) if isinstance(x, TensorProto) else np.asarray(x)
+
+
+def expressible(model):
+    """Whether every operator is one of those above, for all that its name says."""
+    return all(node.op_type in OPERATORS for node in model.graph.node)
+
+
+def stored():
+    """The models that ONNX ships as files, PyTorch's own among them."""
+    import onnx
+
+    for file in sorted(Path(onnx.__file__).parent.glob("backend/test/data/*/*/model.onnx")):
+        model = onnx.load(str(file))
+        if expressible(model):
+            for data in sorted(file.parent.glob("test_data_set_*")):
+                read = [
+                    [
+                        tensor(onnx.load_tensor(str(data / f"{kind}_{i}.pb")))
+                        for i in range(len(list(data.glob(f"{kind}_*.pb"))))
+                    ]
+                    for kind in ("input", "output")
+                ]
+                yield file.parent.name, model, read[0], read[1][0]
+
+
+def made():
+    """The vectors of single operators, which ONNX makes when asked."""
     from onnx.backend.test.case.node import collect_testcases
 
     with warnings.catch_warnings():  # numbers that overflow on purpose, of other operators
         warnings.simplefilter("ignore")
-        cases = collect_testcases(None)
-    found = []
-    for case in cases:
-        nodes = case.model.graph.node if case.model else ()
-        if len(nodes) != 1 or nodes[0].op_type not in OPERATORS or len(nodes[0].output) > 3:
-            continue
-        attributes = {a.name: helper.get_attribute_value(a) for a in nodes[0].attribute}
-        for inputs, outputs in case.data_sets or ():
-            found.append((case.name, nodes[0].op_type, attributes, inputs, outputs[0]))
-    return found
+        for case in collect_testcases(None):
+            if case.model and expressible(case.model):
+                for inputs, outputs in case.data_sets or ():
+                    yield case.name, case.model, list(map(tensor, inputs)), tensor(outputs[0])
+
+
+@cache
+def vectors():
+    """All of them: name, model, inputs, first output."""
+    return [*made(), *stored()]
+
+
+def answer(kernels, model, inputs):
+    """The first output of a model, node by node."""
+    from onnx import helper
+
+    values = {x.name: tensor(x) for x in model.graph.initializer}
+    wanted = [x.name for x in model.graph.input if x.name not in values]
+    values |= dict(zip(wanted, inputs, strict=True))
+    for node in model.graph.node:
+        attributes = {a.name: helper.get_attribute_value(a) for a in node.attribute}
+        given = [values[name] for name in node.input]
+        values[node.output[0]] = OPERATORS[node.op_type](kernels, attributes, *given)
+    return values[model.graph.output[0].name]
 
 
 @pytest.mark.parametrize("kernels", [ops, cpu], ids=["plain", "fast"])
 def test_ops_give_the_outputs_of_onnx(kernels, oracle):
     oracle("onnx")
     run = []
-    for name, operator, attributes, inputs, expected in vectors():
+    for name, model, inputs, expected in vectors():
         try:
-            y = OPERATORS[operator](kernels, attributes, *map(np.asarray, inputs))
+            y = answer(kernels, model, inputs)
         except InexpressibleError:
             continue
         np.testing.assert_allclose(y, expected, rtol=1e-4, atol=1e-5, err_msg=name)
