@@ -226,6 +226,14 @@ def test_runs(path, oracle):
     assert done.returncode == 0, done.stdout + done.stderr[-4000:]
 
 
+def test_the_pdf_has_every_page_of_the_course(oracle, monkeypatch):
+    oracle("pypdf")
+    monkeypatch.syspath_prepend(FOLDER.parent)
+    pages = import_module("pdf").pages()
+    assert pages[0] == "learn" and {f"notebooks/{path.stem}" for path in NOTEBOOKS} <= set(pages)
+    assert all(any(FOLDER.parent.glob(f"{page}.*")) for page in pages)
+
+
 # --- in a browser ---------------------------------------------------------------------------------
 
 WITHOUT = """
