@@ -287,6 +287,18 @@ MUTANTS = {
         "same = 2 * shared >= area",
         "tests/segment/evaluate/test_examine.py::test_half_is_not_enough_and_nothing_matches_twice",
     ),
+    "outlines cut where masks are": Mutant(
+        "segment/geo/separate.py",
+        "return np.where(mark >= least, mark, np.uint8(0))",
+        "return np.where(mark >= 1, mark, np.uint8(0))",
+        "tests/segment/geo/test_separate.py::test_outlines_have_a_threshold_of_their_own",
+    ),
+    "a fold scored on what it has learnt": Mutant(
+        "segment/train/few.py",
+        "rest = np.setdiff1d(np.arange(len(store)), fold)",
+        "rest = np.arange(len(store))",
+        "tests/segment/train/test_few.py::test_no_model_learns_from_what_it_is_scored_on",
+    ),
     "an outline drawn into its neighbour": Mutant(
         "segment/geo/right_angles.py",
         "clash = np.flatnonzero(_overlapping(found))",
