@@ -26,11 +26,10 @@ def tilejson(item_id: str) -> Response:
     with service().store.pinned(item_id) as record:
         ask, etag = _mask_of_tiles(item_id, record)
         assert record
-        with made(record.source, ask, etag):
-            pass
-    item = record.item
-    west, south, east, north = item["bbox"]
-    finest = zoom(item["properties"]["gsd"], (south + north) / 2)
+        item = record.item
+        west, south, east, north = item["bbox"]
+        with made(record.source, ask, etag) as mask:
+            finest = zoom(mask, (south + north) / 2)
     place: dict[str, Any] = {"item_id": item_id, "z": 0, "x": 0, "y": 0}
     href = url_for("tiles.map_tile", _external=True, **{**request.args.to_dict(), **place})
     middle = (west + (east if east >= west else east + 360)) / 2

@@ -3,6 +3,8 @@
 // in pixels of the photograph as it is shown. The service is sent the same and does the same.
 "use strict";
 
+const MOST = 50;  // corners of a building: what the service takes
+
 // The levels at a threshold with the edits made: removed buildings are 0, drawn ones 255.
 function edited(levels, threshold, edits) {
   if (!edits.length) return levels;
@@ -43,7 +45,7 @@ class Pen {
     const [first] = this.corners;
     const near = first && this.map.latLngToContainerPoint(this.line.getLatLngs()[0])
       .distanceTo(this.map.latLngToContainerPoint(latlng)) < 10;
-    if (near && this.corners.length > 2) return this.finish();
+    if ((near && this.corners.length > 2) || this.corners.length === MOST) return this.finish();
     this.corners.push([Math.round(x * 10) / 10, Math.round(y * 10) / 10]);
     this.line.addLatLng(latlng);
   }

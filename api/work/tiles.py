@@ -56,7 +56,9 @@ def _reduced(path: Path, metres: float) -> Iterator[Any]:
         yield mask
 
 
-def zoom(metres: float, latitude: float) -> int:
-    """The zoom at which a tile's pixels are no larger than these on the ground."""
+def zoom(path: Path, latitude: float) -> int:
+    """The zoom at which a tile's pixels are no larger on the ground than the mask's."""
+    with rasterio.open(path) as mask:
+        metres = ground_pixel_size(mask) or 1.0
     pixels = AROUND * math.cos(math.radians(latitude)) / metres / SIDE
     return min(ZOOMS, max(0, math.ceil(math.log2(pixels))))

@@ -174,7 +174,7 @@ def test_deleted_items_leave_no_prediction(app, client):
     client.put("/items/gone", data=data, content_type="image/tiff")
     for query in ({}, {"pixel_size": 0.5}):
         assert client.get("/items/gone/mask", query_string=query).status_code == 200
-    assert len(set(cache.iterdir()) - before) == 2
+    assert len(set(cache.iterdir()) - before) == 4  # a prediction and a mask for each
     client.delete("/items/gone")
     assert set(cache.iterdir()) == before
 

@@ -88,6 +88,10 @@ def test_tilejson(server, stored):
     (template,) = told["tiles"]
     assert template == f"{server.url}{stored}/tiles/{{z}}/{{x}}/{{y}}.png?threshold=0.4"
     assert told["minzoom"] == told["maxzoom"] - 9  # 700 pixels are one there, and a bit
+    body = {"type": "Feature", "id": "tiled", "properties": {"gsd": 500}}  # a client's own saying
+    assert server.put(stored, None, "application/json", json=body).ok
+    again = server.get(f"{stored}/tilejson.json", params={"threshold": 0.4}).json()
+    assert again["maxzoom"] == told["maxzoom"]
     links = {link["rel"]: link["href"] for link in server.get(stored).json()["links"]}
     assert links["tilejson"] == f"{server.url}{stored}/tilejson.json"
 
