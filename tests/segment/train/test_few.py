@@ -235,6 +235,6 @@ def test_seven_tiles_teach_the_bundled_model_a_style_it_has_not_seen(tmp_path):
     command += ["--data", tmp_path / "mytown", "--out", tmp_path / "run", "--cache", tmp_path]
     subprocess.run([str(part) for part in command], cwd=ROOT, check=True)
     after = object_f1(load_model(tmp_path / "run"), unseen)
-    assert before < 0.45 and after >= 0.55
+    assert after >= 0.55 and after > before + 0.1  # 0.34 and 0.58 with the weights e03bcc91
     metrics = json.loads((tmp_path / "run/metrics.json").read_text())
     assert metrics["test"]["pooled"]["objects"]["f1"] == pytest.approx(after, abs=0.15)
