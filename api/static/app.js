@@ -192,6 +192,7 @@ async function present(one, seen = {}) {
   $("threshold").value = seen.threshold || defaultLevel();
   $("smallest").value = !body.pixel_size ? 0 : seen.smallest ?? 10;  // specks are no buildings
   $("smallest").disabled = !body.pixel_size;
+  $("undo").disabled = !one.edits.length;
   $("ground").hidden = Boolean(body.pixel_size) || !one.file;
   document.querySelector("[data-kind=geojson]").disabled = !body.corners;
   about();

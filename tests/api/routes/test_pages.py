@@ -188,6 +188,10 @@ def test_a_phone(browser, server, tmp_path):
         assert photo["width"] == 390 and 300 < photo["height"] < 600
         for button in browser.find_elements(By.CSS_SELECTOR, ".downloads button"):
             assert button.rect["height"] >= 44
+        narrow = {**phone, "width": 320}
+        browser.execute_cdp_cmd("Emulation.setDeviceMetricsOverride", narrow)
+        wait_for(lambda: browser.execute_script("return innerWidth") == 320, 5)
+        assert browser.execute_script(wide) <= 320
     finally:
         browser.execute_cdp_cmd("Emulation.clearDeviceMetricsOverride", {})
 
@@ -327,6 +331,8 @@ def test_corrections_by_keyboard_alone(browser, server, tmp_path):
 def test_a_link_shows_the_same_to_others(browser, server, tmp_path):
     open_page(browser, server, scene(90, 90, seed=6), "link.tif", tmp_path)
     slide(browser, "threshold", 150)
+    browser.execute_script("correct([{add: [[5, 5], [40, 5], [40, 30], [5, 30]]}])")
+    edits(browser, 1)
     count = text(browser, "count")
     browser.find_element(By.ID, "share").click()
     wait_for(lambda: "#job=" in browser.current_url, 5)
@@ -337,6 +343,7 @@ def test_a_link_shows_the_same_to_others(browser, server, tmp_path):
     assert text(browser, "count") == count
     assert browser.find_element(By.ID, "threshold").get_property("value") == "150"
     assert "link.tif" in text(browser, "about")
+    assert browser.find_element(By.ID, "undo").is_enabled()  # corrections came along
     browser.find_element(By.ID, "again").click()  # it isn't theirs to forget
     time.sleep(0.5)
     assert server.get(f"/jobs/{job}").ok and "#" not in browser.current_url
