@@ -37,10 +37,11 @@ seeds = st.integers(0, 2**32 - 1).map(np.random.default_rng)
 sides = st.integers(1, 6).map(lambda tiles: 4 * tiles) | st.integers(1, 23)
 
 
-def error(actual, expected):
+def error(actual, expected, least=1e-30):
+    """The largest, relative to the largest value, or to `least` if that is more."""
     expected = np.asarray(expected)
     assert actual.shape == expected.shape
-    return np.abs(actual - expected).max() / max(1e-30, np.abs(expected).max())
+    return np.abs(actual - expected).max() / max(least, np.abs(expected).max())
 
 
 def normal(rng, *shape):
@@ -113,14 +114,17 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     exact_statistics = None if trained else ops.Statistics(*double(*statistics))
     exact = *double(x.value(), skip), ops.BlockWeights(*double(*weights))
     y64, cache64 = ops.conv_bn_relu(*exact, exact_statistics, pad)
-    # The normalised values of two or three pixels hardly depend on them: their gradients cancel.
-    assume(not trained or y64.size >= 16 * y64.shape[3])
     # Where a batch hardly varies, what rounding leaves is blown up. That of inputs is relative to
     # their shifts, which are left out of what is read: see docs/performance.md.
     assume((cache64.norm.inverse_std < 10).all())
     # A pixel within rounding of 0 may be open on one side only: no gradient comes from those.
     normalised = cache64.norm.normalised * weights.gamma + weights.beta
     dy *= np.abs(normalised) > 1e-3 * np.abs(normalised).max()
+    # In training the gradients of a few pixels cancel: normalised, two are 1 and -1, whatever they
+    # were. Rounding is relative to what cancels; plain float32 is off by a third of what is left.
+    few = trained and y64.size < 16 * y64.shape[3]
+    through = np.linalg.norm(dy * weights.gamma * cache64.norm.inverse_std) if few else 0
+    by_pixel = 1e-30 + through * np.linalg.norm(weights.w) / weights.w.shape[2] ** 0.5
     with pytest.MonkeyPatch.context() as patch:
         patch.setattr(conv_block, "LANES", lanes)
         patch.setattr(conv_block, "method", method)
@@ -134,20 +138,27 @@ def test_the_fused_block_equals_the_readable_one(how, small, block, trained, lan
     bound = METHODS[how]
     assert error(y.value(), y64) < bound
     assert error(folded.value(), y64) < bound
-    assert error(dx[0].dy, dx64) < bound
-    np.testing.assert_allclose(dx[0].sums[0], dx64.sum((0, 1, 2)), atol=bound * sums(dx64))
+    pixels = few * x.z.size // x.z.shape[3]
+    widest = np.abs(x.z).max()
+    assert error(dx[0].dy, dx64, by_pixel) < bound
     np.testing.assert_allclose(
-        dx[0].sums[1], (dx64 * x.z).sum((0, 1, 2)), atol=bound * sums(dx64 * x.z)
+        dx[0].sums[0], dx64.sum((0, 1, 2)), atol=bound * max(sums(dx64), pixels * by_pixel)
+    )
+    np.testing.assert_allclose(
+        dx[0].sums[1],
+        (dx64 * x.z).sum((0, 1, 2)),
+        atol=bound * max(sums(dx64 * x.z), pixels * by_pixel * widest),
     )
     if skip is not None:
-        assert error(dx[1], dskip64) < bound
+        assert error(dx[1], dskip64, by_pixel) < bound
     dw, _, dgamma, dbeta = grads
     dw64, _, dgamma64, dbeta64 = grads64
     # Where the terms of dw cancel out, their rounding stays: as large as that of a random sum.
-    assert np.abs(dw - dw64).max() < bound * max(np.abs(dw64).max(), np.linalg.norm(dy))
+    largest = max(np.abs(dw64).max(), np.linalg.norm(dy), through * np.abs(x.value()).max())
+    assert np.abs(dw - dw64).max() <= bound * largest
     terms = max(sums(dy), sums(dy * cache64.norm.normalised))
-    assert np.abs(dgamma - dgamma64).max() < bound * terms
-    assert np.abs(dbeta - dbeta64).max() < bound * sums(dy)
+    assert np.abs(dgamma - dgamma64).max() <= bound * terms
+    assert np.abs(dbeta - dbeta64).max() <= bound * sums(dy)
 
 
 def sums(a):
