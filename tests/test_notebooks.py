@@ -1,6 +1,7 @@
 """The notebooks: stored as readers should find them, and (slow) right from top to bottom."""
 
 import ast
+import base64
 import json
 import os
 import re
@@ -52,6 +53,12 @@ def test_stored_outputs(path):
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr", output["text"]
     assert not MACHINE.search(path.read_text(encoding="utf-8"))
+
+
+def test_a_guides_picture_is_what_its_notebook_stores():
+    (cell,) = tagged(FOLDER / "12_ten_tiles.ipynb", "picture:ten-tiles")
+    stored = base64.b64decode(cell["outputs"][0]["data"]["image/png"])
+    assert (FOLDER.parent / "images" / "ten-tiles.png").read_bytes() == stored
 
 
 @pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)

@@ -63,6 +63,15 @@ def clean(notebook: nbformat.NotebookNode) -> None:
         cell.metadata = nbformat.from_dict(kept | ({"mystnb": site} if site else {}))
 
 
+def export_pictures(notebook: nbformat.NotebookNode, folder: Path) -> None:
+    """Write what cells tagged `picture:NAME` drew as NAME.png: pages outside the course show it."""
+    for cell in notebook.cells:
+        for tag in cell.metadata.get("tags", []):
+            if tag.startswith("picture:"):
+                png = base64.b64decode(parts(cell)[1][0])
+                (folder / f"{tag.removeprefix('picture:')}.png").write_bytes(png)
+
+
 def same_text(stored: str, fresh: str) -> bool:
     """The same words, and the same numbers up to rounding."""
     for n, (a, b) in enumerate(zip_longest(NUMBER.split(stored), NUMBER.split(fresh))):
@@ -133,6 +142,7 @@ def main() -> int:
         if options.save:
             clean(notebook)
             nbformat.write(notebook, path)
+            export_pictures(notebook, HERE.parent / "images")
         elif stale := differences(nbformat.read(path, as_version=4), notebook):
             failed = True
             print(f"{path.name} is stale: run.py --save stores it anew", *stale, sep="\n  ")
