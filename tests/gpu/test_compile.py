@@ -50,7 +50,10 @@ def test_the_launches_are_of_the_size_that_kernels_are_compiled_for(kernels):
         assert bounds[f"conv_{name}"] == bounds[f"conv_dw_{name}"] == int(threads)
         for prefix in () if name == "any" else ("conv_tf32", "conv_dw_tf32"):
             assert bounds[f"{prefix}_{name}"] == int(threads)
-    assert {b for n, b in bounds.items() if not n.startswith("conv_")} == {256}
+    products = {"muon_gram", "muon_product", "muon_turn"}  # of tiles
+    assert {bounds[name] for name in products} == {import_module("minicnn.kernels.gpu.muon").BLOCK}
+    others = {b for n, b in bounds.items() if not n.startswith("conv_") and n not in products}
+    assert others == {256}
 
 
 def test_tensor_cores_are_used_from_the_architecture_on_that_has_them(kernels):
