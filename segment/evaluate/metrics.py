@@ -158,8 +158,8 @@ def histogram(probability: Array, labels: Array) -> Array:
     "bin k or above".
     """
     xp = array_module(probability)
-    bins = xp.minimum(probability * BINS, BINS - 1).astype(np.int64)
-    cell = xp.where(labels < 2, labels.astype(np.int64) * BINS + bins, 2 * BINS)
+    bins = xp.minimum(probability * BINS, BINS - 1).astype(np.intp)
+    cell = xp.where(labels < 2, labels.astype(np.intp) * BINS + bins, 2 * BINS)
     return xp.bincount(cell.reshape(-1), minlength=2 * BINS)[: 2 * BINS].reshape(2, BINS)
 
 
