@@ -13,6 +13,8 @@ import kernel_cases
 import numpy as np
 import strict_cupy
 
+from minicnn.backend import set_precision
+
 poison = getattr(ctypes.CDLL(None), "__asan_poison_memory_region")
 poison.argtypes = ctypes.c_void_p, ctypes.c_size_t
 aligned = strict_cupy._aligned
@@ -33,6 +35,7 @@ def main(only, module, old, new):
     strict_cupy._check_guards = lambda *_: None
     strict_cupy.machine = cuda_on_cpu.Machine(order=1, sanitize=True)
     sys.modules["cupy"] = strict_cupy.module
+    set_precision("float32")
     kernels = import_module("minicnn.kernels.gpu")
     good = kernels.launches.source
     kernels.launches.source = lambda name: (

@@ -258,7 +258,9 @@ def test_two_gpus_train_as_two_ranks_on_the_cpu(start, tmp_path):
     """With stand-ins for CuPy and NCCL: what is sent where, and that it adds up."""
     pytest.importorskip("cupy")
     fixed = ("--epochs", "1")
-    gpu = start(tmp_path / "gpu", "--device", "gpu", *fixed, more=STAND_INS)
+    gpu = start(
+        tmp_path / "gpu", "--device", "gpu", "--precision", "float32", *fixed, more=STAND_INS
+    )
     out, _ = finish(gpu)
     assert "on gpu" in out
     finish(start(tmp_path / "cpu", "--device", "cpu", *fixed))
