@@ -33,7 +33,7 @@ class Run:
 
     def __init__(self, home: str | AnyPath, of: "Run | None" = None) -> None:
         self.home = to_path(home)  # as the user named it
-        self.of = of or self  # the run that it is a part of
+        self.of = of  # the run that it is a part of
         self.cache: str | None = None  # where its tiles are, if the user named a place
         if isinstance(self.home, Path):
             self.folder = self.home
@@ -58,8 +58,9 @@ class Run:
     @property
     def resume_line(self) -> str:
         """The command that goes on with this run."""
-        words = ["python", "-m", "segment.train", "--out", str(self.of.home), "--resume"]
-        return shlex.join([*words, *(["--cache", self.of.cache] if self.of.cache else [])])
+        whole = self.of or self
+        words = ["python", "-m", "segment.train", "--out", str(whole.home), "--resume"]
+        return shlex.join([*words, *(["--cache", whole.cache] if whole.cache else [])])
 
     def fetch(self, *files: Path) -> None:
         """Bring what a bucket holds of these files, by default of all."""

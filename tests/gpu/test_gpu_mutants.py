@@ -45,8 +45,8 @@ ARITHMETIC = {
     "rows taken for columns": ("conv", "tap.ky * s.W + tap.kx", "tap.ky * s.H + tap.kx", "block"),
     "phases swapped": (
         "conv",
-        "const int py = blockIdx.z / s.phases, px = blockIdx.z % s.phases;",
-        "const int px = blockIdx.z / s.phases, py = blockIdx.z % s.phases;",
+        "const int py = phase / s.phases, px = phase % s.phases;",
+        "const int px = phase / s.phases, py = phase % s.phases;",
         "up, odd",
     ),
     "kernel not turned round": ("conv", "stride * (J - 1 - jy)", "stride * jy", "first layer"),
@@ -54,8 +54,8 @@ ARITHMETIC = {
     "absent pixels in the variance": ("conv", "if (T::row(t, i) < rows) own", "own", "block"),
     "a slice too few": (
         "conv",
-        "for (int k0 = 0; k0 < k_end;",
-        "for (int k0 = 0; k0 + SLICE <= k_end;",
+        "k0 < k_last; k0 += SLICE",
+        "k0 + SLICE <= k_last; k0 += SLICE",
         "whole channels",
     ),
     "split counted twice": (
@@ -72,8 +72,8 @@ ARITHMETIC = {
     ),
     "statistics taken for the batch's": (
         "norm",
-        "from_batch ? (sums",
-        "true ? (sums",
+        "if (from_batch) {",
+        "if (true) {",
         "block, inference",
     ),
     "bias counted in the variance": (
@@ -82,8 +82,13 @@ ARITHMETIC = {
         "block_sum(sum) / M + b;",
         "block",
     ),
-    "gradient through a closed ReLU": ("norm", "passes ? dy : 0.f", "dy", "block"),
-    "last of equals": ("pool", "if (v > best ||", "if (v >= best ||", "pool, ties"),
+    "gradient through a closed ReLU": ("norm", "passes ? dy.at[j] : 0.f", "dy.at[j]", "block"),
+    "last of equals": (
+        "pool",
+        "if (v.at[k] > best.at[k] ||",
+        "if (v.at[k] >= best.at[k] ||",
+        "pool, ties",
+    ),
     "winner's row and column swapped": (
         "pool",
         "h % size * size + w % size",

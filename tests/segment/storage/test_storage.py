@@ -69,12 +69,12 @@ def test_names_are_those_of_pathlib():
 
 
 def test_a_name_in_a_table_counts_from_its_folder_unless_it_is_whole():
-    assert join(Path("/a"), "b/c") == Path("/a/b/c") and join(Path("/a"), "/b") == Path("/b")
-    assert str(join(Path("/a"), "s3://b/c")) == "s3://b/c"
-    assert str(join(to_path("s3://b/a"), "c/d")) == "s3://b/a/c/d"
-    assert join(to_path("s3://b/a"), "/c") == Path("/c")
+    assert join(Path("/a"), "b/c") == "/a/b/c" and join(Path("/a"), "/b") == "/b"
+    assert join(Path("/a"), "s3://b/c") == "s3://b/c"
+    assert join(to_path("s3://b/a"), "c/d") == "s3://b/a/c/d"
+    assert join(to_path("s3://b/a"), "/c") == "/c"
     with pytest.raises(InputError):
-        join(to_path("s3://b/a"), "../../c")
+        to_path(join(to_path("s3://b/a"), "../../c"))
 
 
 def test_a_folder_holds_what_a_folder_holds(bucket, tmp_path):
@@ -288,7 +288,7 @@ def test_no_network_no_credentials_no_profile_no_boto3(bucket, monkeypatch):
     )
     assert "profile (nobody)" in told(AWS_PROFILE="nobody")
     assert "nonsense" in told(AWS_ENDPOINT_URL="nonsense")
-    monkeypatch.setattr(s3, "find_spec", lambda name: None)
+    monkeypatch.setitem(sys.modules, "boto3", None)  # as if it were not installed
     assert sentence((bucket / "k").exists) == "s3:// needs boto3: pip install boto3"
 
 

@@ -224,10 +224,14 @@ def test_a_model_goes_on_as_it_was_taught(tmp_path):
     info = ModelInfo(pixel_size=0.4, reading=Reading((3, 2, 1), (0.0, 900.0)))
     save_model(tmp_path / "m.safetensors", UNet(widths=(3, 4)), info)
     options = ["--init", str(tmp_path / "m.safetensors"), "--value-range", "0", "500"]
-    settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
+    settings, _ = command._settle(
+        command.arguments().parse_args(options), Run(tmp_path / "run"), "cpu"
+    )
     assert settings.learn_at == 0.4 and settings.reading == Reading((3, 2, 1), (0.0, 500.0))
     options = ["--init", "bundled", "--learn-at", "0.25"]
-    settings, _ = command._settle(command.arguments().parse_args(options), Run(tmp_path / "run"))
+    settings, _ = command._settle(
+        command.arguments().parse_args(options), Run(tmp_path / "run"), "cpu"
+    )
     assert (settings.init, settings.learn_at) == ("bundled", 0.25)
 
 
@@ -246,7 +250,7 @@ def test_the_scenes_pixel_size_is_one_thing_and_the_models_another(tmp_path):
 
     def tiles(data, *more):
         options = command.arguments().parse_args(["--data", str(tmp_path / data), *told, *more])
-        return command._tiles(command._settle(options, Run(tmp_path / "run"))[0])
+        return command._tiles(command._settle(options, Run(tmp_path / "run"), "cpu")[0])
 
     plain, coarse = tiles("set"), tiles("set", "--learn-at", "1")
     assert (plain.pixel_size, plain.pictures["set", "a"].coverage.shape) == (0.5, (600, 600))
