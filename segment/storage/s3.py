@@ -133,8 +133,7 @@ class S3Path:
     def read(self) -> tuple[bytes, str]:
         """The bytes of an object, and their version (ETag); Missing where there is none."""
         with _in_plain_words(self):
-            answer = _client().get_object(Bucket=self.bucket, Key=self.key)
-            return answer["Body"].read(), answer["ETag"]
+            return _got(Bucket=self.bucket, Key=self.key)
 
     def read_bytes(self) -> bytes:
         return self.read()[0]
@@ -142,11 +141,10 @@ class S3Path:
     def part(self, start: int, count: int) -> bytes:
         """`count` bytes from `start`, fewer at its end; the last ones if `start` is negative."""
         wanted = f"bytes={start}-{start + count - 1}" if start >= 0 else f"bytes=-{count}"
-        client, where = _client(), {"Bucket": self.bucket, "Key": self.key}
         with _in_plain_words(self):
             try:
-                return client.get_object(**where, Range=wanted)["Body"].read()
-            except client.exceptions.ClientError as error:
+                return _got(Bucket=self.bucket, Key=self.key, Range=wanted)[0]
+            except _client().exceptions.ClientError as error:
                 if error.response["Error"]["Code"] != "InvalidRange":  # of an empty file
                     raise
                 return b""
@@ -336,6 +334,23 @@ _SENTENCES = {
 }
 _MISSING = {"NoSuchKey", "NoSuchBucket", "404"}
 _CHANGED = {"PreconditionFailed", "412", "ConditionalRequestConflict"}
+
+
+def _got(**wanted: str) -> tuple[bytes, str]:
+    """Body and ETag of an object or a part of it; asked for again where the answer breaks off.
+
+    boto3 does that itself, but not for a body, nor for a header that ends within a date.
+    """
+    from botocore import exceptions as boto
+
+    def ask() -> tuple[bytes, str]:
+        answer = _client().get_object(**wanted)
+        return answer["Body"].read(), answer["ETag"]
+
+    for _ in range(RETRIES):
+        with suppress(ValueError, boto.IncompleteReadError, boto.ResponseStreamingError):
+            return ask()
+    return ask()
 
 
 @contextmanager
