@@ -9,7 +9,7 @@ import select
 import socket
 import time
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager, suppress
+from contextlib import AbstractContextManager, ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -20,49 +20,67 @@ LISTENERS = 8  # streams of events at once, over all workers: each holds a threa
 POLL = 0.01  # seconds between two tries for a lock
 
 
+Check = Callable[[], None]  # may raise, to stop waiting or working
+
+
 def try_lock(path: Path, how: int = os.O_RDWR | os.O_CREAT) -> int | None:
     """The descriptor that holds the lock of a file, or None where another one does."""
     descriptor = os.open(path, how, 0o600)
+    if _locked(descriptor):
+        return descriptor
+    os.close(descriptor)
+    return None
+
+
+def _locked(descriptor: int) -> bool:
     try:
         fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        return descriptor
     except BlockingIOError:
-        os.close(descriptor)
-        return None
+        return False
+    return True
 
 
 @contextmanager
-def lock(paths: list[Path], check: Callable[[], None] = lambda: None) -> Iterator[None]:
-    """Hold the lock of one of the files; while waiting, `check` may raise to give up."""
-    while True:
-        for path in paths:
-            descriptor = try_lock(path)
-            if descriptor is not None:
-                try:
-                    yield
-                    return
-                finally:
-                    os.close(descriptor)
-        check()
-        time.sleep(POLL)
+def lock(path: Path, check: Check | None = None) -> Iterator[None]:
+    """Hold the lock of a file; while waiting, `check` may raise to give up."""
+    descriptor = os.open(path, os.O_RDWR | os.O_CREAT, 0o600)
+    try:
+        if check is None:
+            fcntl.flock(descriptor, fcntl.LOCK_EX)
+        while check and not _locked(descriptor):
+            check()
+            time.sleep(POLL)
+        yield
+    finally:
+        os.close(descriptor)
 
 
-Check = Callable[[], None]  # may raise, to stop waiting or working
+class Places:
+    """So many places, over all workers: each is a file, and who holds its lock has it.
+
+    To look at a place is to try its lock, which a second one who looks takes for a place that is
+    held. So they look in turn, and none is taken while somebody counts.
+    """
+
+    def __init__(self, folder: Path, name: str, count: int) -> None:
+        self.files = [folder / f"{name}{n}" for n in range(count)]
+        self.turn = folder / f"{name}-turn"
+
+    def take(self) -> int | None:
+        """The descriptor that holds a free place until it is closed; None if there is none."""
+        with lock(self.turn):
+            return next((held for path in self.files if (held := try_lock(path)) is not None), None)
+
+    def taken(self) -> int:
+        with lock(self.turn):
+            free = [held for path in self.files if (held := try_lock(path)) is not None]
+            for descriptor in free:
+                os.close(descriptor)
+        return len(self.files) - len(free)
 
 
 def _turn(patience: float, since: float | None = None) -> str:
     return f"{int(1e9 * ((since or time.time()) + patience)):020}"
-
-
-def _held(paths: list[Path]) -> int:
-    """How many of the files somebody holds the lock of; each is tried for an instant."""
-    count = len(paths)
-    for path in paths:
-        free = try_lock(path)
-        if free is not None:
-            os.close(free)
-            count -= 1
-    return count
 
 
 class Gate:
@@ -71,19 +89,17 @@ class Gate:
     def __init__(self, settings: Settings) -> None:
         folder = settings.folder("locks")
         self.tickets = settings.folder("tickets")
-        self.slots = [folder / f"slot{n}" for n in range(settings.slots)]
-        self.listeners = [folder / f"listener{n}" for n in range(LISTENERS)]
-        self.seats = [folder / f"seat{n}" for n in range(settings.slots + settings.queue)]
+        self.slots = Places(folder, "slot", settings.slots)
+        self.listeners = Places(folder, "listener", LISTENERS)
+        self.seats = Places(folder, "seat", settings.slots + settings.queue)
 
-    @contextmanager
-    def seat(self) -> Iterator[None]:
-        with lock(self.seats, self._refuse):
-            yield
+    def seat(self) -> AbstractContextManager[None]:
+        return self._admitted(self.seats)
 
     def listener(self) -> ExitStack:
         """A place among those that are told of jobs as they go on; to be closed."""
         with ExitStack() as stack:
-            stack.enter_context(lock(self.listeners, self._refuse))
+            stack.enter_context(self._admitted(self.listeners))
             return stack.pop_all()
 
     @contextmanager
@@ -115,7 +131,7 @@ class Gate:
         """Who waits has a ticket, a locked file named by its turn; the first tries for a slot."""
         ticket = self.tickets / f"{turn}-{os.urandom(4).hex()}"
         draft = ticket.with_name(f".{ticket.name}")
-        with lock([draft]):
+        with lock(draft):
             os.rename(draft, ticket)  # a ticket that is seen is locked already
             try:
                 while (taken := self._taken(ticket)) is None:
@@ -130,16 +146,16 @@ class Gate:
 
     def waiting(self) -> int:
         """How many requests have a seat, but no slot."""
-        return max(0, _held(self.seats) - self.taken())
+        return max(0, self.seats.taken() - self.slots.taken())
 
     def taken(self) -> int:
         """How many slots are held."""
-        return _held(self.slots)
+        return self.slots.taken()
 
     def _taken(self, ticket: Path) -> int | None:
         oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))
         if oldest == ticket:
-            return next((s for slot in self.slots if (s := try_lock(slot)) is not None), None)
+            return self.slots.take()
         with suppress(FileNotFoundError):
             left = try_lock(oldest, os.O_RDWR)
             if left is not None:  # by a killed process
@@ -147,10 +163,16 @@ class Gate:
                 os.close(left)
         return None
 
-    @staticmethod
-    def _refuse() -> None:
-        sentence = "The service is busy and its queue is full; try again in a few seconds."
-        raise Problem(503, sentence, {"Retry-After": "5"})
+    @contextmanager
+    def _admitted(self, places: Places) -> Iterator[None]:
+        descriptor = places.take()
+        if descriptor is None:
+            sentence = "The service is busy and its queue is full; try again in a few seconds."
+            raise Problem(503, sentence, {"Retry-After": "5"})
+        try:
+            yield
+        finally:
+            os.close(descriptor)
 
 
 class Deadline:

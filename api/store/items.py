@@ -123,7 +123,7 @@ class Store:
 
     def _locked(self, item_id: str) -> Any:
         name = hashlib.sha256(item_id.encode()).hexdigest()[:2]
-        return lock([self.locks / f"item{name}"])
+        return lock(self.locks / f"item{name}")
 
     def _record(self, item_id: str, text: bytes) -> Record:
         held = json.loads(text)

@@ -116,7 +116,7 @@ class Predictor:
         def wait() -> None:
             step(None)
 
-        with lock([self.locks / f"key{path.name[:3]}"], wait):
+        with lock(self.locks / f"key{path.name[:3]}", wait):
             if not path.exists() and not self._fetched(path):
                 turn = patience, time.time()
                 work = hand.submit(self._compute, source, look, path, step, turn)

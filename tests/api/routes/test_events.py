@@ -52,7 +52,7 @@ def test_listeners_are_few_and_leave_their_place(new_server):
 def listening(server):
     """The places of listeners whose lock is held."""
     held = []
-    for path in (server.store / "locks").glob("listener*"):
+    for path in (server.store / "locks").glob("listener[0-9]"):
         descriptor = try_lock(path)
         if descriptor is None:
             held.append(path)

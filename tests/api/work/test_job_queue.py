@@ -189,7 +189,7 @@ def test_a_kill_while_a_job_waits_is_not_its_fault(model_file, tmp_path):
     """Whatever has the slot meanwhile, or kills the workers: only begun work counts."""
     jobs, source = parts(model_file, tmp_path)
     jobs.add("a" * 32, source, Look())
-    with lock([jobs.predictor.gate.slots[0]]):  # held by somebody else
+    with lock(jobs.predictor.gate.slots.files[0]):  # held by somebody else
         for _ in range(5):
             thread = threading.Thread(target=jobs.run_waiting)
             thread.start()
