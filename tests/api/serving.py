@@ -55,7 +55,11 @@ class Server:
                 stderr=log,
                 start_new_session=True,
             )
-        wait_for(self.is_ready, 60, lambda: self.log.read_text())
+        try:
+            wait_for(self.is_ready, 60, lambda: self.log.read_text())
+        except BaseException:
+            self.__exit__()
+            raise
         return self
 
     def __exit__(self, *_):

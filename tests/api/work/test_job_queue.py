@@ -177,10 +177,9 @@ def test_nothing_is_computed_for_who_has_hung_up(new_server, large):
     with new_server(SLOTS=1) as server:
         with pytest.raises(requests.Timeout):
             server.mask(large, timeout=0.3)
-        start = time.monotonic()
         assert server.mask(scene(64, 64)).ok
         wait_for(lambda: not list((server.store / "scratch").iterdir()), 10)
-        assert not list((server.store / "cache").glob("[!.]*")) or time.monotonic() - start < 3
+        assert len(list((server.store / "cache").glob("[!.]*"))) == 1  # of the small one
         hung_up = [line for line in server.lines() if line.get("status") == 503]
         assert len(hung_up) == 1
 
