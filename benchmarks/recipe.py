@@ -1,6 +1,7 @@
 """What raises held-out IoU at equal cost: recipes that differ in one thing, over the same data.
 
     python -m benchmarks.recipe --data FOLDER... --split FILE --cache FOLDER [--seeds 0 1 2]
+    python -m benchmarks.recipe ... --init runs/mine --lr 0.01 --rows default mirrored
 
 Cost is counted in pixels that the net learns from, in units of a tile of 256 x 256, so that what
 else the machine does has no say: 1,600 are about 5 minutes on two quiet cores. A row and seed that
@@ -14,7 +15,8 @@ import tempfile
 from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import ExitStack
-from dataclasses import dataclass, replace
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
 from statistics import mean, stdev
 from typing import Any
 from unittest.mock import patch
@@ -34,7 +36,9 @@ from segment.data.labels import IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
 from segment.data.tiles import FULL, TILE, TileStore, open_store
-from segment.evaluate.metrics import BINS, Confusion, calibrate, count_tiles, histogram
+from segment.evaluate.command import evaluate_tiles, predictions
+from segment.evaluate.metrics import calibrate, histogram
+from segment.evaluate.objects import calibrate_separation, spread
 from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run_folder import Run
 from segment.run_settings import Settings
@@ -61,6 +65,7 @@ class Recipe:
     alter: Callable[[Crop, np.random.Generator], Crop] | None = None
     place: bool = True  # crops lie anywhere, nearer or farther; else on the grid of the tiles
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
+    border_weight: float = 0.0
     init: str | None = None  # start from this model in place of random weights
     library: str = "minicnn"
 
@@ -104,6 +109,9 @@ ROWS = {
     "mirrored": Recipe(alter=mirrored),
     "whole pixels in place of soft labels": Recipe(alter=hard),
     "labels from 0.05 to 0.95": Recipe(alter=smoothed),
+    "border weight 3": Recipe(border_weight=3),
+    "border weight 10": Recipe(border_weight=10),
+    "border weight 30": Recipe(border_weight=30),
     "crops on the grid of the tiles": Recipe(place=False),
     "first train on drawn scenes": Recipe(init=DRAWN, lr=0.01),
     "every crop equally often": Recipe(visits=uniform),
@@ -135,7 +143,13 @@ class Student(Trainer):
             store,
             parts,
             Run(tempfile.gettempdir()),  # where nothing is written
-            Settings(epochs=1, batch_size=recipe.batch_size, lr=recipe.lr, seed=seed),
+            Settings(
+                epochs=1,
+                batch_size=recipe.batch_size,
+                lr=recipe.lr,
+                border_weight=recipe.border_weight,
+                seed=seed,
+            ),
             device="cpu",
         )
         self.recipe = recipe
@@ -239,33 +253,33 @@ def measure(
     with ExitStack() as stack:
         stack.enter_context(patch.object(trainer, "LOSS", recipe.loss))
         stack.enter_context(patch.object(trainer, "visits", recipe.visits))
-        net, average = kind(recipe, store, parts, seed, tiles).learn()
-    last = score(Model(net, ModelInfo()), store, parts)
-    return {**score(Model(average, ModelInfo()), store, parts), "not averaged": last["pooled"]}
+        _, average = kind(recipe, store, parts, seed, tiles).learn()
+    return score(average, store, parts)
 
 
-def score(model: Model, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
-    """Test IoU at the threshold calibrated on validation: of all pixels, and by city."""
-    counts = np.zeros((2, BINS), np.int64)
-    for tiles, probability in predictions(model, store, thinned(store, parts["val"], "val")):
-        counts += histogram(probability, store.labels[tiles])
-    threshold, _ = calibrate(counts)
-    sums: dict[str, Confusion] = {}
-    for tiles, probability in predictions(model, store, thinned(store, parts["test"], "test")):
-        rows = count_tiles(probability, store.labels[tiles], threshold)
-        for tile, row in zip(tiles, rows, strict=True):
-            city = store.tiles[tile].city
-            sums[city] = sums.get(city, Confusion()) + Confusion(*map(int, row))
-    pooled = sum(sums.values(), Confusion()).iou
-    cities = {city: sums[city].iou for city in sorted(sums)}
-    return {"pooled": pooled, "mean": mean(cities.values()), **cities, "threshold": threshold}
-
-
-def predictions(
-    model: Model, store: TileStore, tiles: NDArray[Any]
-) -> Iterator[tuple[NDArray[Any], NDArray[np.float32]]]:
-    for batch in np.array_split(tiles, -(-len(tiles) // 4)):
-        yield batch, model.predict(store.images[batch])
+def score(net: UNet, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
+    """Test scores at the thresholds and the separation calibrated on validation: IoU of all pixels,
+    the cities' mean, F1 of whole buildings, and the IoU of each city."""
+    val, test = (thinned(store, parts[part], part) for part in ("val", "test"))
+    model = Model(net, ModelInfo(pixel_size=store.pixel_size))
+    found = np.concatenate([batch for _, batch, _ in predictions(model, store, val)])
+    labels, cities = store.labels[val], np.array([store.tiles[i].city for i in val])
+    threshold, _ = calibrate(histogram(found, labels))
+    samples = ((cities[i], found[i], labels[i]) for i in spread(cities))
+    separation = calibrate_separation(samples, threshold)
+    model.info = replace(model.info, threshold=threshold, separation=separation)
+    summary = evaluate_tiles(model, store, test).summary([store.tiles[i] for i in test])
+    pooled, rows = summary["pooled"], summary["cities"]
+    return {
+        "pooled": pooled["iou"],
+        "mean": mean(row["iou"] for row in rows.values()),
+        "F1": pooled["objects"]["f1"],
+        "mean F1": mean(row["objects"]["f1"] for row in rows.values()),
+        **{city: row["iou"] for city, row in rows.items()},
+        **{f"F1 {city}": row["objects"]["f1"] for city, row in rows.items()},
+        "threshold": threshold,
+        **{f"of outlines: {name}": x for name, x in asdict(separation).items()},
+    }
 
 
 def thinned(store: TileStore, tiles: NDArray[Any], part: str) -> NDArray[Any]:
@@ -281,6 +295,8 @@ def main() -> None:
     parser.add_argument("--split", default="scene", help="a scenario or a split file")
     parser.add_argument("--cache", required=True)
     parser.add_argument("--drawn", help="a model trained on drawn scenes: the run of `make train`")
+    parser.add_argument("--init", help="a model that every row goes on from")
+    parser.add_argument("--lr", type=float, help="in place of the rate of each row")
     parser.add_argument("--learn-at", type=float, default=0.6)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
     parser.add_argument("--seeds", nargs="+", type=int, default=[0])
@@ -290,14 +306,16 @@ def main() -> None:
     split = make_split(store.tiles, args.split, 0)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     setting = f"{args.tiles:,} tiles at {args.learn_at:g} m"
+    setting += f", from {Path(args.init).name}" * bool(args.init)
+    setting += f", rate {args.lr:g}" * bool(args.lr)
     for seed in args.seeds:
         for row in args.rows:
             data, recipe = known(), ROWS[row]
             rows = data["budgets"].setdefault(setting, {})
             if str(seed) in rows.get(row, {}) or (recipe.init and not args.drawn):
                 continue
-            if recipe.init:
-                recipe = replace(recipe, init=args.drawn)
+            start = args.drawn if recipe.init else args.init
+            recipe = replace(recipe, init=start, lr=args.lr or recipe.lr)
             result = measure(recipe, store, parts, seed, args.tiles)
             rows.setdefault(row, {})[str(seed)] = result
             print(row, seed, {name: round(value, 3) for name, value in result.items()}, flush=True)
@@ -315,9 +333,9 @@ def describe(data: dict[str, Any]) -> str:
         "# Why these defaults",
         "Written by `python -m benchmarks.recipe`. A row differs from the first of its table in "
         "one thing. Scores are IoU of held-out places at the threshold calibrated on validation: "
-        "pooled over all pixels, and the mean over cities; ± is the standard deviation over seeds, "
-        "which draw weights, order and crops. `not averaged` is the pooled IoU of the last weights "
-        "in place of their running average. The same call measures the rows that are missing.",
+        "pooled over all pixels, and the mean over cities; F1 is that of whole buildings, of all "
+        "places and the mean over cities. ± is the standard deviation over seeds, "
+        "which draw weights, order and crops. The same call measures the rows that are missing.",
     ]
     for setting, rows in data["budgets"].items():
         text += [f"## {setting}", table([line(name, rows) for name in ROWS if name in rows])]
@@ -329,7 +347,7 @@ def line(name: str, rows: dict[str, dict[str, dict[str, float]]]) -> dict[str, A
     seeds = rows[name].values()
     cells: dict[str, Any] = {"recipe": name, "seeds": len(seeds)}
     for column in next(iter(seeds)):
-        if column != "threshold":
+        if "threshold" not in column and ":" not in column and "F1 " not in column:
             values = [seed[column] for seed in seeds]
             cells[column] = f"{mean(values):.3f}"
             if len(values) > 1:
