@@ -11,6 +11,7 @@ import numpy as np
 from minicnn.backend import Array, array_module, kernels_for
 from minicnn.checkpoint import net_arrays
 from minicnn.layers import Layer
+from minicnn.ranks import hand_round, is_own, shared_out
 
 Net = TypeVar("Net", bound=Layer)
 
@@ -139,6 +140,8 @@ class Muon(Optimizer):
     directions drown all others; made orthogonal, all count the same (Jordan et al. 2024,
     https://kellerjordan.github.io/posts/muon/). Biases, scales and 1 x 1 kernels, which the net's
     head is, are left to Adam at the rate lr `adam`.
+
+    Ranks that share a batch share this work as well: each turns some of the kernels.
     """
 
     slots = ("momentum",)
@@ -150,7 +153,10 @@ class Muon(Optimizer):
         super().__init__(net, lr, kernels)
         self.momentum, self.share = momentum, adam
         self.adam = Adam(net, lr * adam, only=[n for n in net.parameters() if n not in kernels])
-        self.lengths = {f"length.{name}": _length(p) for name, p in self.parameters().items()}
+        self.lengths = {  # arrays, for a checkpoint to hold
+            f"length.{name}": array_module(p).sqrt((p * p).sum(keepdims=True))
+            for name, p in self.parameters().items()
+        }
 
     def step(self) -> None:
         self.steps += 1
@@ -166,20 +172,34 @@ class Muon(Optimizer):
         if together:
             kernels.muon(together, self.lr, self.momentum, NEWTON_SCHULZ, ROUNDS)
         alone = [row for row in rows if not kernels.suits_muon(row[0])]
+        # About the multiplications of its tall products and of its small ones.
+        owners = shared_out([(p.size + 11 * p.shape[-1] ** 2) * p.shape[-1] for p, *_ in alone])
+        own = [is_own(owner) for owner in owners]
 
         def turn(number: int) -> None:
             p, g, m, length = alone[number]
-            p -= length * self.update(g, m)
-            p *= length / _length(p)
+            u = array_module(p).empty_like(p)
+            kernels.in_pieces(self._look_ahead, g, m, u)
+            if own[number]:
+                self._turn(p, u.reshape(-1, p.shape[-1]), length)
 
         kernels.for_each(turn, len(alone))
+        hand_round([p for p, *_ in alone], owners)
 
-    def update(self, g: Array, *averages: Array) -> Array:
-        """The step as a share of the kernel's length, in the shape of the kernel."""
-        (m,) = averages
-        m += (1 - self.momentum) * (g - m)
-        u = (g + self.momentum * (m - g)).reshape(-1, g.shape[-1])  # (K K C, F)
-        return self.lr / math.sqrt(min(u.shape)) * orthogonalised(u).reshape(g.shape)
+    def _look_ahead(self, g: Array, m: Array, u: Array) -> None:
+        """m and u as above, u = (1 - momentum) g + momentum m: piece by piece in cache."""
+        u[...] = (1 - self.momentum) * g
+        m *= self.momentum
+        m += u
+        u += self.momentum * m
+
+    def _turn(self, p: Array, u: Array, length: Array) -> None:
+        """Move kernel `p` along u (K K C, F)."""
+        step = orthogonalised(u).reshape(p.shape)
+        step *= length * (self.lr / math.sqrt(min(u.shape)))
+        p -= step
+        xp = array_module(p)
+        p *= length / xp.sqrt(xp.vdot(p, p))
 
     def state(self) -> dict[str, Array]:
         inner = {f"adam.{name}": array for name, array in self.adam.state().items()}
@@ -198,11 +218,6 @@ def _is_kernel(p: Array) -> bool:
     return bool(p.ndim == 4 and p.shape[0] * p.shape[1] > 1)
 
 
-def _length(p: Array) -> Array:
-    xp = array_module(p)
-    return xp.sqrt((p * p).sum(keepdims=True))  # an array, for a checkpoint to hold
-
-
 NEWTON_SCHULZ = (3.4445, -4.775, 2.0315)  # Jordan's: brings what is above 0.003 to about 1
 ROUNDS = 5
 
@@ -213,20 +228,23 @@ def orthogonalised(u: Array, rounds: int = ROUNDS) -> Array:
     The Newton-Schulz iteration X <- X (a I + b A + c A A), A = X^T X, from X = u / |u| on. Each
     factor Q is a polynomial of A, so it commutes with A, and both can be carried on without X:
     A <- Q A Q, P <- P Q, and X = u P / |u| at the end. What is iterated is then only as large as
-    the smaller side of u.
+    the smaller side of u. |u|^2 is the trace of u^T u.
     """
     if u.shape[0] < u.shape[1]:
         return orthogonalised(u.T, rounds).T
     xp = array_module(u)
-    x = u / (_length(u) + 1e-20)
-    gram = x.T @ x  # (n, n)
+    gram = u.T @ u  # (n, n)
+    square = xp.trace(gram) + 1e-36  # |u|^2
+    gram /= square
     a, b, c = NEWTON_SCHULZ
-    product = one = xp.eye(len(gram), dtype=u.dtype)
-    for _ in range(rounds):
-        factor = a * one + b * gram + c * (gram @ gram)
+    one = xp.eye(len(gram), dtype=u.dtype)
+    product = a * one + b * gram + c * (gram @ gram)
+    factor = product
+    for _ in range(rounds - 1):
         gram = factor @ gram @ factor
+        factor = a * one + b * gram + c * (gram @ gram)
         product = product @ factor
-    return x @ product
+    return u @ (product / xp.sqrt(square))
 
 
 class Average(Generic[Net]):

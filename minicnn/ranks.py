@@ -5,7 +5,7 @@ do losses that are means or ratios of sums. They call the three functions at the
 the parts, MPI or NCCL, is the application's business: it says so once, by `sharing`.
 """
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 
 from minicnn.backend import Array
@@ -15,10 +15,14 @@ class Ranks:
     """`count` processes with equally many pixels of a batch each; this one is alone."""
 
     count = 1
+    rank = 0
 
     def sum(self, a: Array) -> Array:
         """The sum of all ranks' `a`, the same bits on each of them; all must ask for it."""
         return a
+
+    def hand_round(self, arrays: Sequence[Array], owners: Sequence[int]) -> None:
+        """Put each array's values on the rank that owns it in its place on all others."""
 
 
 _ranks = Ranks()  # those of this process
@@ -51,3 +55,24 @@ def sum_of_parts(a: Array) -> Array:
 def mean_of_parts(a: Array) -> Array:
     """The mean of `a` over all parts of the batch."""
     return _ranks.sum(a) / _ranks.count
+
+
+def shared_out(work: Sequence[float]) -> list[int]:
+    """For each of several jobs, given the work it is, the rank that does it: one after the other
+    to the rank that has the least to do so far."""
+    loads = [0.0] * _ranks.count
+    owners = []
+    for each in work:
+        owners.append(loads.index(min(loads)))
+        loads[owners[-1]] += each
+    return owners
+
+
+def is_own(owner: int) -> bool:
+    """Whether this process is the rank `owner`."""
+    return owner == _ranks.rank
+
+
+def hand_round(arrays: Sequence[Array], owners: Sequence[int]) -> None:
+    """Each array's values, which its owner has made, on all ranks."""
+    _ranks.hand_round(arrays, owners)

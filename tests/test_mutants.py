@@ -240,14 +240,14 @@ MUTANTS = {
     ),
     "Muon's steps grow with the kernel": Mutant(
         OPTIM,
-        "p -= length * self.update(",
-        "p -= self.update(",
+        "step *= length * (",
+        "step *= (",
         f"{OPTIM_TESTS}muon_by_the_plain_iteration",
     ),
     "Muon without Nesterov's look ahead": Mutant(
         OPTIM,
-        "u = (g + self.momentum * (m - g))",
-        "u = m",
+        "u += self.momentum * m",
+        "u[...] = m",
         f"{OPTIM_TESTS}muon_by_the_plain_iteration",
     ),
     "steps not resumed": Mutant(

@@ -13,7 +13,7 @@ import sys
 import time
 import traceback
 import warnings
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from typing import Any, TypeVar
 
 import numpy as np
@@ -65,8 +65,6 @@ def join() -> "World":
 
 class World(Ranks):
     """The ranks of a training, as the training sees them. This one is alone, and does nothing."""
-
-    rank = 0
 
     def __enter__(self) -> "World":
         return self
@@ -203,10 +201,17 @@ class Mpi(World):
 
     def broadcast(self, arrays: Iterable[Array]) -> None:
         for a in arrays:
-            if array_module(a) is np:
-                self.comm.Bcast(a)
-            else:
-                self.nccl.broadcast(a)
+            self._send(a, 0)
+
+    def hand_round(self, arrays: Sequence[Array], owners: Sequence[int]) -> None:
+        for a, owner in zip(arrays, owners, strict=True):
+            self._send(a, owner)
+
+    def _send(self, a: Array, root: int) -> None:
+        if array_module(a) is np:
+            self.comm.Bcast(a, root)
+        else:
+            self.nccl.broadcast(a, root)
 
     def highest(self, number: int) -> int:
         return self.comm.allreduce(number, self.mpi.MAX)

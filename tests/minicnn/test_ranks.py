@@ -6,9 +6,11 @@ import numpy as np
 import pytest
 
 import minicnn as mc
+from minicnn.backend import array_module, kernels_for
 from minicnn.gradcheck import check_layer
 from minicnn.losses import bce_with_logits, soft_dice, soft_jaccard, total
-from minicnn.ranks import Ranks, parts, sharing
+from minicnn.optim import Muon
+from minicnn.ranks import Ranks, parts, shared_out, sharing
 from segment.unet import UNet
 
 LOSS = total(bce_with_logits, soft_dice, soft_jaccard)
@@ -28,12 +30,24 @@ class Threads(Ranks):
         self.turn = threading.Lock()
         self.parts = {}
 
+    @property
+    def rank(self):
+        return int(threading.current_thread().name)
+
     def sum(self, a):
-        self.parts[threading.current_thread().name] = a
+        return sum(self._everyones(a))
+
+    def hand_round(self, arrays, owners):
+        everyones = self._everyones([mc.to_host(a).copy() for a in arrays])
+        for number, owner in enumerate(owners):
+            arrays[number][...] = array_module(arrays[number]).asarray(everyones[owner][number])
+
+    def _everyones(self, mine):
+        self.parts[self.rank] = mine
         self._meet()
-        total = sum(self.parts[key] for key in sorted(self.parts))
+        parts = [self.parts[rank] for rank in range(self.count)]
         self._meet()
-        return total
+        return parts
 
     def _meet(self):
         self.turn.release()
@@ -100,6 +114,52 @@ def test_parts_of_a_batch_equal_the_whole(xp, rng, dtype):
     for name, gradient in gradients.items():
         added = both[0][2][name] + both[1][2][name]
         np.testing.assert_allclose(added, gradient, **near, err_msg=name)
+
+
+def test_ranks_share_out_the_turning_of_kernels(xp, rng, monkeypatch):
+    """Each turns some, and all end with what one alone would have, momenta included."""
+    kernels = {
+        "one": (4, 4, 3, 5),
+        "two": (2, 2, 8, 8),
+        "three": (3, 3, 2, 6),
+        "four": (2, 2, 5, 1),
+    }
+    shapes = {**kernels, "bias": (7,)}  # which Adam moves
+    steps = [{n: rng.standard_normal(s, np.float32) for n, s in shapes.items()} for _ in range(3)]
+    start = {n: rng.standard_normal(s, np.float32) for n, s in shapes.items()}
+    turned = []
+
+    class Noting(Muon):
+        def _turn(self, p, *more):
+            turned.append(p.shape)
+            super()._turn(p, *more)
+
+    monkeypatch.setattr(kernels_for(xp.zeros(1)), "suits_muon", lambda p: False)
+
+    def train(_):
+        net = mc.Layer()
+        net.params = {name: xp.array(p) for name, p in start.items()}
+        optimizer = Noting(net)
+        for step in steps:
+            net.grads = {name: xp.asarray(g) for name, g in step.items()}
+            optimizer.step()
+        return {n: mc.to_host(a) for n, a in {**net.params, **optimizer.state()}.items()}
+
+    expected = train(0)
+    assert len(turned) == 12
+    turned.clear()
+    for result in Threads(2).run(train, range(2)):
+        for name, a in expected.items():
+            np.testing.assert_array_equal(result[name], a, err_msg=name)
+    assert sorted(turned) == sorted(3 * list(kernels.values()))
+
+
+@pytest.mark.parametrize("work", [[], [3], [9, 4, 4, 1], [1] * 7])
+def test_work_is_shared_out_evenly(work):
+    with sharing(Threads(3)):
+        owners = np.array(shared_out(work), int)
+    loads = [sum(np.array(work)[owners == rank]) for rank in range(3)]
+    assert len(owners) == len(work) and max(loads) <= max([*work, -(-sum(work) // 3)], default=0)
 
 
 def test_sharing_ends_with_its_block():
