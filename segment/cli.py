@@ -156,7 +156,11 @@ def add_outlines(to: argparse.ArgumentParser) -> None:
     """What is drawn of the buildings' outlines."""
     area_or_length = within(0, 1e12)
     to.add_argument(
-        "--min-area", type=area_or_length, default=0.0, metavar="M2", help="drop smaller outlines"
+        "--min-area",
+        type=area_or_length,
+        default=0.0,
+        metavar="M2",
+        help="drop smaller outlines; default: what the model was calibrated to drop",
     )
     to.add_argument(
         "--simplify",

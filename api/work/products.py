@@ -82,7 +82,7 @@ def make(
             require_place(scene.crs, scene.transform, source.name)
         if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
             raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
-        parted = separation(model, scene, look.pixel_size, ask["threshold"])
+        parted = separation(model, scene, look.pixel_size, ask["threshold"], ask["min_area"])
         ask = {**ask, "how": parted if ask["separate"] else TOGETHER}
         if kind == "photo":
             _photo(scene, reading, ask["size"], out)

@@ -7,12 +7,20 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.geo.separate import TOGETHER, Relief, Separation, marks, numbered
+from segment.geo.separate import (
+    TOGETHER,
+    Relief,
+    Separation,
+    marks,
+    numbered,
+    without_crumbs,
+)
 
 MOST = 128  # tiles that the separation is calibrated on: seconds
 THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)  # of outlines, where masks are cut lower
 SMOOTHINGS = (0.5, 1.0, 2.0)  # pixels
 PROMINENCES = (0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 12.0)  # log-odds; the last parts nothing
+SMALLEST = (0, 10, 20, 30, 45, 60, 80, 100)  # pixels
 FEW = 50  # true buildings of a city: its voice is half that of one with very many
 SHARE = 0.1  # of a true building: the least that counts as a piece of it
 
@@ -79,24 +87,25 @@ def calibrate_separation(samples: Iterable[Sample], threshold: float) -> Separat
 
     `samples` are (city, probabilities (H, W), labels (H, W)) of tiles at the model's pixel size,
     `threshold` the one of its masks; 128 tiles will do (`spread`). The outlines' threshold is
-    chosen first, then prominence and smoothing at it. Of equals the lowest threshold is taken, then
-    the largest prominence: it parts the least.
+    chosen first, then prominence and smoothing at it, then what is too small to be a building. Of
+    equals the lowest threshold is taken, then the largest prominence: it parts the least.
     """
     tiles = [
         (city, truth_of(label), marks(probability, (probability >= threshold) & (label <= 1)))
         for city, probability, label in samples
     ]
     higher = [0.0, *(level for level in THRESHOLDS if level > threshold)]
-    middle = Separation(1.0, 1.0)
+    middle = Separation(1.0, 1.0, smallest=SMALLEST[3])
     best = _best(tiles, [replace(middle, threshold=level) for level in higher])
     if best is None:
         return Separation()  # no building to calibrate on
     ways = [
-        Separation(least, smoothing, best.threshold)
+        replace(best, prominence=least, smoothing=smoothing)
         for smoothing in SMOOTHINGS
         for least in reversed(PROMINENCES)
     ]
-    return _best(tiles, ways) or best
+    best = _best(tiles, ways) or best
+    return _best(tiles, [replace(best, smallest=pixels) for pixels in SMALLEST]) or best
 
 
 def _best(
@@ -113,8 +122,9 @@ def _best(
             (how.threshold, how.smoothing): Relief(how.kept(mark), how.smoothing) for how in ways
         }
         found = [
-            match(truth, reliefs[how.threshold, how.smoothing].numbered(how.prominence))[0]
+            match(truth, without_crumbs(relief.numbered(how.prominence), how.smallest))[0]
             for how in ways
+            for relief in [reliefs[how.threshold, how.smoothing]]
         ]
         totals[city] = totals.get(city, np.zeros((len(ways), 5), np.int64)) + np.stack(found)
     true = np.array([total[0, 0] for total in totals.values()])

@@ -217,7 +217,9 @@ def _finished(
     outlines = shapely.normalize(np.array([_one(group) for group in groups if len(group)], object))
     pixels = np.bincount(building, done.pixels, len(tops))
     mass = np.bincount(building, done.mass, len(tops))
-    made = Buildings(outlines, done.peak[tops] + 1, mass / pixels / 1e6)
+    whole = pixels >= how.smallest
+    sure = mass[whole] / pixels[whole] / 1e6
+    made = Buildings(outlines[whole], done.peak[tops][whole] + 1, sure)
     return made, parts[left], between[waiting]
 
 

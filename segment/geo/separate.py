@@ -30,12 +30,14 @@ class Separation:
     peak to be a building. smoothing: the standard deviation, in pixels, of the Gaussian that it is
     smoothed with beforehand. threshold: the probability from which a pixel is in an outline, where
     that is more than what masks are cut at: masks are right most often, pixel by pixel, at a low
-    threshold, which fills the gaps between houses.
+    threshold, which fills the gaps between houses. smallest: the pixels of the smallest building;
+    what is parted and has fewer is a crumb, and dropped.
     """
 
     prominence: float = 0.5
     smoothing: float = 1.5
     threshold: float = 0.0
+    smallest: float = 0.0
 
     @property
     def least(self) -> float:
@@ -50,11 +52,14 @@ class Separation:
     def on(self, own: float | None, pixel_size: float | None) -> "Separation":
         """The same in pixels of `own` metres, of a separation in pixels of `pixel_size` metres."""
         scale = pixel_size / own if own and pixel_size else 1.0
-        return replace(self, smoothing=round(20 * self.smoothing * scale) / 20)
+        smoothing = round(20 * self.smoothing * scale) / 20
+        return replace(self, smoothing=smoothing, smallest=round(self.smallest * scale**2))
 
-    def obeying(self, threshold: float | None) -> "Separation":
-        """The same where a threshold for masks was asked for: then outlines have no other."""
-        return self if threshold is None else replace(self, threshold=0.0)
+    def obeying(self, threshold: float | None, min_area: float = 0.0) -> "Separation":
+        """The same where a threshold for masks was asked for: then outlines have no other; and
+        where a least area was: then that alone decides what is dropped."""
+        how = self if threshold is None else replace(self, threshold=0.0)
+        return replace(how, smallest=0.0) if min_area else how
 
     def kept(self, mark: NDArray[np.uint8]) -> NDArray[np.uint8]:
         """The marks from the threshold up, 0 elsewhere. A mark knows 0.05 log-odds."""
@@ -252,5 +257,13 @@ class Relief:
 
 
 def numbered(mark: NDArray[np.uint8], how: Separation) -> NDArray[np.int32]:
-    """The buildings of a whole picture of `marks`, as `Relief.numbered` has them."""
-    return Relief(how.kept(mark), how.smoothing).numbered(how.prominence)
+    """The buildings of a whole picture of `marks`, as `Relief.numbered` has them, less crumbs."""
+    relief = Relief(how.kept(mark), how.smoothing)
+    return without_crumbs(relief.numbered(how.prominence), how.smallest)
+
+
+def without_crumbs(number: NDArray[np.int32], smallest: float) -> NDArray[np.int32]:
+    """The buildings that have at least so many pixels, numbered from 1 again."""
+    kept = np.bincount(number.ravel()) >= smallest
+    kept[0] = False
+    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[number]

@@ -125,7 +125,7 @@ def _outlined(
         return
     rows = progress(places(mosaic, buildings.BLOCK), desc="outlines", unit="row")
     shape = mosaic.height, mosaic.width
-    how = mosaic.separation if options.separate else TOGETHER
+    how = mosaic.separation.obeying(None, options.min_area) if options.separate else TOGETHER
     read = reader(mosaic, masks, MARKS)
     for found in buildings.buildings(lambda r, c: read(r, c)[0], rows, shape, how):
         wishes = options.min_area, options.simplify

@@ -266,7 +266,8 @@ def _predict_to_file(model: Model, scene: Scene, path: Path, options: argparse.N
         crs, transform = _checked_place(dataset, scene, size, options)
         bar = partial(progress, desc=f"{scene.stem} on {where(model.device)}", unit="batch")
         bands = scene_bands(model, dataset, options.overlap, size, bar, views=options.views)
-        how = separation(model, dataset, size, options.threshold) if separate else TOGETHER
+        asked = options.threshold, options.min_area
+        how = separation(model, dataset, size, *asked) if separate else TOGETHER
         tags = mask_tags(model_name(options.model), threshold)
         if options.format == "probability":
             del tags["MINICNN_THRESHOLD"]

@@ -99,12 +99,16 @@ def check_overlap(overlap: int) -> None:
 
 
 def separation(
-    model: Model, dataset: Any, pixel_size: float | None, threshold: float | None
+    model: Model,
+    dataset: Any,
+    pixel_size: float | None,
+    threshold: float | None,
+    min_area: float = 0.0,
 ) -> Separation:
-    """How the model's buildings are parted in an open scene, in its own pixels; `threshold` if one
-    was asked for."""
+    """How the model's buildings are parted in an open scene, in its own pixels; `threshold` and
+    `min_area` if they were asked for."""
     own = pixel_size or ground_pixel_size(dataset)
-    how = model.info.separation.obeying(threshold)
+    how = model.info.separation.obeying(threshold, min_area)
     return how.on(own, model.info.pixel_size)
 
 

@@ -1,5 +1,7 @@
 """What a separation is calibrated on: towns whose gaps are known."""
 
+from dataclasses import replace
+
 import numpy as np
 import pytest
 
@@ -55,6 +57,27 @@ def test_outlines_get_a_threshold_of_their_own_where_that_is_better():
     assert f1(*other, how.obeying(0.3), 0.3) == 0.0  # courts and all
     cut_well = calibrate_separation([("town", *row_of_houses(1, gap=2.5))], 0.4)
     assert cut_well.threshold == 0.0  # where nothing is gained, masks and outlines agree
+
+
+def with_sheds(seed, number=12):
+    """Houses of 64 pixels, and as sure of themselves squares of 9 that are no buildings."""
+    rng = np.random.default_rng(seed)
+    probability, label = np.full((60, 60), 0.05, np.float32), np.zeros((60, 60), np.uint8)
+    for row, col in ((4, 4), (4, 30), (30, 4), (30, 30)):
+        probability[row : row + 8, col : col + 8] = label[row : row + 8, col : col + 8] = 1
+    for place in range(number):
+        row, col = 15 + 26 * (place // 6), 2 + 9 * (place % 6)
+        probability[row : row + 3, col : col + 3] = 1
+    return (0.9 * probability + rng.uniform(0, 0.03, probability.shape)).astype(np.float32), label
+
+
+def test_what_is_smaller_than_any_building_is_dropped():
+    how = calibrate_separation([("town", *with_sheds(seed)) for seed in range(3)], 0.5)
+    assert 9 < how.smallest <= 64
+    assert f1(*with_sheds(9), how, 0.5) == 1.0
+    assert f1(*with_sheds(9), replace(how, smallest=0), 0.5) == pytest.approx(2 * 4 / (4 + 16))
+    plain = calibrate_separation([("town", *with_sheds(seed, number=0)) for seed in range(3)], 0.5)
+    assert plain.smallest == 0  # where nothing is gained, nothing is dropped
 
 
 def test_a_handful_of_buildings_does_not_decide_for_all():

@@ -52,6 +52,7 @@ def scene(height, width, share, seed):
             Separation(0.05, 0.7),
             Separation(0.3, 1.2),
             Separation(0.3, 1.2, 0.6),
+            Separation(0.3, 1.2, smallest=7),
         ]
     ),
     st.integers(0, 2**32 - 1),

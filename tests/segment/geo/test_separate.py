@@ -83,6 +83,35 @@ def test_outlines_have_a_threshold_of_their_own(seed, threshold):
     assert (numbered(mark, Separation(math.inf, 0.0, 0.2)) > 0).sum() == (mark > 0).sum()
 
 
+def test_what_is_too_small_is_no_building():
+    mark = np.zeros((20, 30), np.uint8)
+    mark[2:4, 2:5] = mark[8:15, 2:9] = mark[3:6, 10:20] = 200  # 6, 49 and 30 pixels
+    whole = numbered(mark, TOGETHER)
+    sizes = {least: np.bincount(numbered(mark, of_at_least(least)).ravel())[1:] for least in LEASTS}
+    assert {least: sorted(found) for least, found in sizes.items()} == {
+        0: [6, 30, 49],
+        6: [6, 30, 49],
+        7: [30, 49],
+        49: [49],
+        50: [],
+    }
+    found = numbered(mark, of_at_least(7))
+    assert ((found > 0) == (whole > 0))[:, 5:].all() and not found[2:4, 2:5].any()
+
+
+LEASTS = (0, 6, 7, 49, 50)
+
+
+def of_at_least(pixels):
+    return Separation(math.inf, 0.0, smallest=pixels)
+
+
+def test_the_smallest_building_keeps_its_ground_on_other_pixels():
+    how = Separation(1.0, 1.0, smallest=50)
+    assert how.on(0.2, 0.4).smallest == 200 and how.on(0.4, 0.2).smallest == 12
+    assert how.on(None, 0.4).smallest == 50
+
+
 def test_flat_roofs_have_one_peak():
     mark = np.zeros((20, 20), np.uint8)
     mark[2:9, 2:18] = mark[9:17, 2:6] = 200  # an L of one height

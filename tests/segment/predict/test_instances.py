@@ -104,6 +104,27 @@ def test_outlines_have_a_threshold_of_their_own_and_masks_keep_theirs(tmp_path, 
     assert sorted(np.array(table["area_m2"]) / 0.09) == pytest.approx([200, 380, 380], abs=2)
 
 
+def test_crumbs_are_dropped_unless_a_least_area_is_asked_for(tmp_path, monkeypatch, scene):
+    """The roof of 200 valid pixels, of 0.09 m2 each, is a crumb to this model."""
+    model = Redness(separation=Separation(0.5, 1.0, smallest=201))
+    monkeypatch.setattr(predict, "load_model", lambda path: model)
+
+    def count(*options, name="a.gpkg"):
+        run(scene, tmp_path / name, *options)
+        return len(pyogrio.raw.read(tmp_path / name)[2])
+
+    assert (count(), count("--min-area", "1"), count("--min-area", "20")) == (2, 3, 2)
+    assert count("--no-separate") == 2  # without the model's ways every piece of the mask counts
+    run(scene, tmp_path / "ids.tif", "--format", "instances")
+    with rasterio.open(tmp_path / "ids.tif") as file:
+        assert len(np.unique(file.read(1))) == 3
+    predict.main([str(scene), "--out", str(tmp_path / "many"), "--shards", "1", "--shard", "0"])
+    merge.main([str(tmp_path / "many")])
+    assert len(pyarrow.parquet.read_table(tmp_path / "many/footprints.parquet")) == 2
+    merge.main([str(tmp_path / "many"), "--min-area", "1"])
+    assert len(pyarrow.parquet.read_table(tmp_path / "many/footprints.parquet")) == 3
+
+
 def test_a_scene_of_finer_pixels_is_parted_by_the_same_ground(tmp_path, model, scene):
     """The separation is in pixels of the model: on pixels half as large it smooths over twice."""
     with rasterio.open(scene) as file:
