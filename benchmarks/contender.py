@@ -45,10 +45,11 @@ class Contender:
         threads: int,
         python: str = sys.executable,
         environment: dict[str, str] | None = None,
+        clock: str = "perf_counter",
     ) -> None:
         self.name = name
         self.process = subprocess.Popen(
-            [python, "-m", "benchmarks.contender", name.split()[0]],
+            [python, "-m", "benchmarks.contender", name.split()[0], clock],
             stdin=subprocess.PIPE,
             stdout=subprocess.PIPE,
             text=True,
@@ -119,20 +120,20 @@ def peak_memory() -> int:
     return sum(resource.getrusage(kind).ru_maxrss for kind in kinds) * unit
 
 
-def timed(step: Callable[[], None], seconds: float = 0) -> float:
+def timed(step: Callable[[], None], clock: Callable[[], float], seconds: float = 0) -> float:
     """The time of one step; or the median of as many as fit in `seconds`, after a first one."""
     taken: list[float] = []
     if seconds:
         step()
     while not taken or sum(taken) < seconds:
-        started = time.perf_counter()
+        started = clock()
         step()
-        taken.append(time.perf_counter() - started)
+        taken.append(clock() - started)
     return median(taken)
 
 
-def serve(library: str) -> None:
-    """Obey commands from stdin: the subject with its sizes first, then the names of steps, each
+def serve(library: str, clock: str) -> None:
+    """Obey commands from stdin: a subject, "Net" say, with its sizes, then the names of steps, each
     with the seconds to repeat it for, or without."""
     answers, sys.stdout = sys.stdout, sys.stderr
     module = import_module(f"benchmarks.with_{library}")
@@ -142,13 +143,13 @@ def serve(library: str) -> None:
         answer: Any = None
         if command == "peak_memory":
             answer = peak_memory()
-        elif subject is None:
+        elif command.istitle():
             subject = getattr(module, command)(*args)
         else:
-            answer = timed(getattr(subject, command), *args)
+            answer = timed(getattr(subject, command), getattr(time, clock), *args)
         answers.write(json.dumps(answer) + "\n")
         answers.flush()
 
 
 if __name__ == "__main__":
-    serve(sys.argv[1])
+    serve(*sys.argv[1:])

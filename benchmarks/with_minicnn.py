@@ -75,6 +75,15 @@ class Block:
             self.layer.forward(self.x, True)
             self.layer.backward(self.dy)
 
+    def forward(self) -> None:
+        self.layer.forward(self.x, True, *self.args)
+
+    def weights(self) -> None:
+        """A training step that asks for no gradient of the inputs."""
+        assert isinstance(self.layer, mc.ConvBlock)
+        self.forward()
+        self.layer.backward_both(self.dy, need_dx=False)
+
     def predict(self) -> None:
         self.layer.predict(self.x, *self.args)
 

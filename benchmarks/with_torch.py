@@ -123,6 +123,17 @@ class Block:
             array.grad = None
         self.apply().backward(self.dy)
 
+    def forward(self) -> None:
+        self.layer.train()
+        self.apply()
+
+    def weights(self) -> None:
+        for array in self.inputs:
+            array.requires_grad_(False)
+        self.train()
+        for array in self.inputs:
+            array.requires_grad_()
+
     def predict(self) -> None:
         self.layer.eval()
         with torch.inference_mode():

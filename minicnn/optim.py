@@ -11,7 +11,7 @@ import numpy as np
 from minicnn.backend import Array, array_module, kernels_for
 from minicnn.checkpoint import net_arrays
 from minicnn.layers import Layer
-from minicnn.ranks import hand_round, is_own, shared_out
+from minicnn.ranks import in_force
 
 Net = TypeVar("Net", bound=Layer)
 
@@ -172,9 +172,10 @@ class Muon(Optimizer):
         if together:
             kernels.muon(together, self.lr, self.momentum, NEWTON_SCHULZ, ROUNDS)
         alone = [row for row in rows if not kernels.suits_muon(row[0])]
-        # About the multiplications of its tall products and of its small ones.
-        owners = shared_out([(p.size + 11 * p.shape[-1] ** 2) * p.shape[-1] for p, *_ in alone])
-        own = [is_own(owner) for owner in owners]
+        ranks = in_force()  # and about the multiplications of the tall products and the small ones
+        work = [(p.size + 11 * p.shape[-1] ** 2) * p.shape[-1] for p, *_ in alone]
+        owners = ranks.shared_out(work)
+        own = [owner == ranks.rank for owner in owners]
 
         def turn(number: int) -> None:
             p, g, m, length = alone[number]
@@ -184,7 +185,7 @@ class Muon(Optimizer):
                 self._turn(p, u.reshape(-1, p.shape[-1]), length)
 
         kernels.for_each(turn, len(alone))
-        hand_round([p for p, *_ in alone], owners)
+        ranks.hand_round([p for p, *_ in alone], owners)
 
     def _look_ahead(self, g: Array, m: Array, u: Array) -> None:
         """m and u as above, u = (1 - momentum) g + momentum m: piece by piece in cache."""

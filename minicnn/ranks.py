@@ -1,7 +1,7 @@
 """A batch in parts, one for each of several processes: what is summed over it, is over all parts.
 
 A convolution knows nothing of this. Batch norm does, whose statistics are the whole batch's, and so
-do losses that are means or ratios of sums. They call the three functions at the end; who adds up
+do losses that are means or ratios of sums. They call the last three functions; who adds up
 the parts, MPI or NCCL, is the application's business: it says so once, by `sharing`.
 """
 
@@ -24,6 +24,15 @@ class Ranks:
     def hand_round(self, arrays: Sequence[Array], owners: Sequence[int]) -> None:
         """Put each array's values on the rank that owns it in its place on all others."""
 
+    def shared_out(self, work: Sequence[float]) -> list[int]:
+        """For each of several jobs, given the work it is, the rank that does it: one after the
+        other to the rank that has the least to do so far."""
+        loads, owners = [0.0] * self.count, []
+        for each in work:
+            owners.append(loads.index(min(loads)))
+            loads[owners[-1]] += each
+        return owners
+
 
 _ranks = Ranks()  # those of this process
 
@@ -42,6 +51,11 @@ def sharing(ranks: Ranks) -> Iterator[None]:
         _ranks = before
 
 
+def in_force() -> Ranks:
+    """The ranks that share the batch, to share other work as well."""
+    return _ranks
+
+
 def parts() -> int:
     """In how many equal parts the batch is: 1 unless processes share it."""
     return _ranks.count
@@ -55,24 +69,3 @@ def sum_of_parts(a: Array) -> Array:
 def mean_of_parts(a: Array) -> Array:
     """The mean of `a` over all parts of the batch."""
     return _ranks.sum(a) / _ranks.count
-
-
-def shared_out(work: Sequence[float]) -> list[int]:
-    """For each of several jobs, given the work it is, the rank that does it: one after the other
-    to the rank that has the least to do so far."""
-    loads = [0.0] * _ranks.count
-    owners = []
-    for each in work:
-        owners.append(loads.index(min(loads)))
-        loads[owners[-1]] += each
-    return owners
-
-
-def is_own(owner: int) -> bool:
-    """Whether this process is the rank `owner`."""
-    return owner == _ranks.rank
-
-
-def hand_round(arrays: Sequence[Array], owners: Sequence[int]) -> None:
-    """Each array's values, which its owner has made, on all ranks."""
-    _ranks.hand_round(arrays, owners)

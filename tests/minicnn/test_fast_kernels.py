@@ -450,6 +450,16 @@ def test_blas_is_on_one_thread_inside_and_as_before_outside(team):
     assert counts() == before
 
 
+def test_numpys_buffer_is_short_inside_and_as_before_outside(team):
+    """Else NumPy copies rows shorter than it, where a row is added to each: at twice the time."""
+    before, inside = np.getbufsize(), []
+    team(2)
+    threads.run(20, lambda _: inside.append(np.getbufsize()))
+    with pytest.raises(KeyError):
+        threads.run(2, lambda _: {}[0])
+    assert set(inside) == {threads.BUFFER} and np.getbufsize() == before
+
+
 @pytest.mark.skipif(sys.platform != "linux", reason="elsewhere a thread can't be kept off a core")
 def test_helpers_keep_off_the_callers_core(team, monkeypatch):
     cores = os.sched_getaffinity(0)

@@ -10,7 +10,7 @@ from minicnn.backend import array_module, kernels_for
 from minicnn.gradcheck import check_layer
 from minicnn.losses import bce_with_logits, soft_dice, soft_jaccard, total
 from minicnn.optim import Muon
-from minicnn.ranks import Ranks, parts, shared_out, sharing
+from minicnn.ranks import Ranks, parts, sharing
 from segment.unet import UNet
 
 LOSS = total(bce_with_logits, soft_dice, soft_jaccard)
@@ -156,8 +156,7 @@ def test_ranks_share_out_the_turning_of_kernels(xp, rng, monkeypatch):
 
 @pytest.mark.parametrize("work", [[], [3], [9, 4, 4, 1], [1] * 7])
 def test_work_is_shared_out_evenly(work):
-    with sharing(Threads(3)):
-        owners = np.array(shared_out(work), int)
+    owners = np.array(Threads(3).shared_out(work), int)
     loads = [sum(np.array(work)[owners == rank]) for rank in range(3)]
     assert len(owners) == len(work) and max(loads) <= max([*work, -(-sum(work) // 3)], default=0)
 

@@ -11,7 +11,6 @@ import numpy as np
 
 from minicnn.kernels.cpu.threads import run, scratch
 
-SMALL = 1 << 11  # values: parameters up to here are moved together, side by side
 PIECE = 1 << 17  # values: with smaller ones, threads wait for Python more than they work
 
 Row = tuple[np.ndarray, np.ndarray, np.ndarray, np.ndarray]  # p, g, m, v
@@ -25,10 +24,7 @@ def adam(
     eps: float,
 ) -> None:
     """Move all parameters: see `minicnn.optim`."""
-    small = [row for row in rows if row[0].size <= SMALL]
-    large = [row for row in rows if row[0].size > SMALL]
-    joined = [_joined(small)] if small else []
-    pieces = [(row, start) for row in large + joined for start in range(0, row[0].size, PIECE)]
+    pieces = [(row, start) for row in rows for start in range(0, row[0].size, PIECE)]
 
     def piece(j: int) -> None:
         row, start = pieces[j]
@@ -48,22 +44,3 @@ def adam(
         p -= x
 
     run(len(pieces), piece)
-    for row in joined:
-        _hand_back(row, small)
-
-
-def _joined(rows: list[Row]) -> Row:
-    """Copies of all rows as one: a call for a few values costs more than the arithmetic on them."""
-    p, g, m, v = (
-        np.concatenate([a.reshape(-1) for a in arrays]) for arrays in zip(*rows, strict=True)
-    )
-    return p, g, m, v
-
-
-def _hand_back(joined: Row, rows: list[Row]) -> None:
-    """p, m and v of the rows from those that were moved side by side."""
-    start = 0
-    for p, _, m, v in rows:
-        for whole, own in zip(joined[:1] + joined[2:], (p, m, v), strict=True):
-            own[...] = whole[start : start + own.size].reshape(own.shape)
-        start += p.size

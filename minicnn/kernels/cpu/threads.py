@@ -30,6 +30,7 @@ _current_core = (
 Job = Callable[[int], None]
 
 PATIENCE = 1e-6  # seconds that a thread waits before it asks for Python's lock
+BUFFER = 2048  # values: where a row is shorter than its buffer, NumPy copies what it adds to rows
 MANY = 2000  # work arrays of different shapes that a thread remembers
 
 
@@ -43,12 +44,15 @@ class _Task:
         self.finished: SimpleQueue[None] = SimpleQueue()
 
     def work(self) -> None:
+        before = np.setbufsize(BUFFER)
         try:
             while (number := next(self.numbers)) < self.count:
                 self.job(number)
         except BaseException as error:  # handed to the caller, whose task this is
             self.error = error
             self.numbers = itertools.count(self.count)
+        finally:
+            np.setbufsize(before)
 
 
 class _Team:
