@@ -94,7 +94,7 @@ def _scratch_file() -> Any:
 def received(settings: Settings) -> Iterator[Source]:
     """The scene that this request brings, as multipart field `file` or as the body itself.
 
-    It is not yet looked at: `check` does that, once the request has its place in the queue.
+    It is not yet looked at: `checked` does that, once the request has its place in the queue.
     """
     if flask.request.mimetype == "multipart/form-data":
         part = _part()
@@ -139,14 +139,18 @@ def in_plain_words(source: Source) -> Iterator[None]:
 
 
 class Checked(NamedTuple):
-    """What a scene that can be worked on is, and how many pixels it costs at most."""
+    """A scene that can be worked on, open, and how many pixels it costs at most."""
 
+    raster: Any
     media_type: str
     pixels: int
 
 
-def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None = None) -> Checked:
-    """Look at a scene; Problem 413 or 422 if it can't be worked on.
+@contextmanager
+def checked(
+    source: Source, settings: Settings, info: ModelInfo, look: Look | None = None
+) -> Iterator[Checked]:
+    """Open a scene; Problem 413 or 422 if it can't be worked on, here or in the block.
 
     Looks at what the file declares and reads its first and its last pixel: a small file may
     declare a huge picture, whole or in one block, or become one when it is resampled to the
@@ -181,7 +185,7 @@ def check(source: Source, settings: Settings, info: ModelInfo, look: Look | None
             raise Problem(422, f"{source.name} has a georeference that is no place.")
         for row, column in ((0, 0), (shape[0] - 1, shape[1] - 1)):  # a file cut off lacks its end
             read_pixels(dataset, look.reading(info.reading), Window(column, row, 1, 1))
-        return Checked(MEDIA[dataset.driver], max(math.prod(shape), math.prod(work)))
+        yield Checked(dataset, MEDIA[dataset.driver], max(math.prod(shape), math.prod(work)))
 
 
 def _bytes(dtype: str) -> int:

@@ -11,7 +11,7 @@ from api.service import service
 from api.store.items import Record
 from api.store.search import wanted
 from api.store.stac import COLLECTION, describe, linked, now, replaced
-from api.uploads import BODIES, Look, Source, check, received
+from api.uploads import BODIES, Look, Source, checked, received
 
 GEOJSON = "application/geo+json"
 JSON = ("application/json", GEOJSON)
@@ -63,17 +63,18 @@ def put(item_id: str) -> Response:
 
 
 def _put_scene(item_id: str, source: Source) -> tuple[Record, bool]:
-    store = service().store
-    with service().gate.seat():  # looking at a file takes time, too
-        found = check(source, service().settings, service().predictor.model.info)
+    settings, info = service().settings, service().predictor.model.info
+    # looking at a file takes time, too
+    with service().gate.seat(), checked(source, settings, info) as found:
+        item, media_type = describe(item_id, found.raster), found.media_type
 
     def change(before: Record | None) -> dict[str, Any]:
         _preconditions(before)
-        created = before.item["properties"]["created"] if before else None
-        item = describe(item_id, source.path, created)
-        return {"item": item, "sha256": source.digest, "media_type": found.media_type}
+        if before:
+            item["properties"]["created"] = before.item["properties"]["created"]
+        return {"item": item, "sha256": source.digest, "media_type": media_type}
 
-    return store.replace(item_id, change, source)
+    return service().store.replace(item_id, change, source)
 
 
 def _put_metadata(item_id: str) -> Response:

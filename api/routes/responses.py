@@ -15,7 +15,7 @@ from api import access
 from api.files import scratch_path
 from api.gate import Connected, Deadline
 from api.service import service
-from api.uploads import Look, Source, check
+from api.uploads import Look, Source, checked
 from api.work.products import KINDS, make
 
 
@@ -58,13 +58,14 @@ def made(source: Source, ask: Mapping[str, Any], etag: str | None) -> Iterator[P
         deadline()
         connected()
 
+    info, look = predictor.model.info, ask["look"]
     with service().gate.seat(), scratch_path(settings) as out:
-        found = check(source, settings, predictor.model.info, ask["look"])
-        if ask["response_type"] != "photo" and not predictor.has(
-            predictor.key(source.digest, ask["look"])
-        ):
-            access.charge(settings, found.pixels)
-        make(predictor, source, {"edits": None, **ask, "kept": kept}, out, step)
+        with checked(source, settings, info, look) as found:
+            known = predictor.has(predictor.key(source.digest, look))
+            if ask["response_type"] != "photo" and not known:
+                access.charge(settings, found.pixels)
+            ask = {"edits": None, **ask, "kept": kept}
+            make(predictor, source, found.raster, ask, out, step)
         if kept:
             predictor.grown += out.stat().st_size
             os.replace(out, kept)
@@ -96,13 +97,13 @@ def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
 def started(job_id: str, source: Source, look: Look) -> Response:
     """202 with the job that looks for the buildings of a scene."""
     settings, predictor, jobs = service().settings, service().predictor, service().jobs
-    with service().gate.seat():
-        found = check(source, settings, predictor.model.info, look)
+    with service().gate.seat(), checked(source, settings, predictor.model.info, look) as found:
+        pixels = found.pixels
     before = jobs.get(job_id)
     if not (before and before["status"] != "failed") and not predictor.has(
         predictor.key(source.digest, look)
     ):
-        access.charge(settings, found.pixels)
+        access.charge(settings, pixels)
     state = jobs.add(job_id, source, look)
     response = json_answer(job_body(job_id, state), 202)
     response.headers["Location"] = url_for("jobs.get", job_id=job_id)

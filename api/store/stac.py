@@ -3,7 +3,6 @@
 import re
 from collections.abc import Mapping
 from datetime import datetime, timezone
-from pathlib import Path
 from typing import Any
 
 import numpy as np
@@ -12,7 +11,6 @@ import shapely
 from flask import url_for
 
 from segment.data.ground import ground_pixel_size
-from segment.data.rasters import open_raster
 from segment.geo.footprints import globe_box, on_the_globe, unwrapped
 
 PROJECTION = "https://stac-extensions.github.io/projection/v2.0.0/schema.json"
@@ -41,23 +39,22 @@ def utc(text: str) -> str:
     return when.strftime("%Y-%m-%dT%H:%M:%S").zfill(19) + (told[3] or "") + "Z"
 
 
-def describe(item_id: str, path: Path, created: str | None) -> dict[str, Any]:
-    """The Item of a scene file, less links and assets: those depend on who asks."""
-    with open_raster(path) as dataset:
-        place, ring = dataset.transform, corners(dataset)
-        properties: dict[str, Any] = {
-            **_when(dataset.tags().get("TIFFTAG_DATETIME", "")),
-            "created": created or now(),
-            "updated": now(),
-            "proj:shape": [dataset.height, dataset.width],
-        }
-        if ring:
-            epsg = dataset.crs.to_epsg()
-            properties["proj:code"] = f"EPSG:{epsg}" if epsg else None
-            if not epsg:
-                properties["proj:wkt2"] = dataset.crs.to_wkt(version="WKT2_2019")
-            properties["proj:transform"] = list(place)[:6]
-            properties["gsd"] = ground_pixel_size(dataset)
+def describe(item_id: str, scene: Any) -> dict[str, Any]:
+    """The Item of an open scene, less links and assets: those depend on who asks."""
+    ring, stored = corners(scene), now()
+    properties: dict[str, Any] = {
+        **_when(scene.tags().get("TIFFTAG_DATETIME", "")),
+        "created": stored,
+        "updated": stored,
+        "proj:shape": [scene.height, scene.width],
+    }
+    if ring:
+        epsg = scene.crs.to_epsg()
+        properties["proj:code"] = f"EPSG:{epsg}" if epsg else None
+        if not epsg:
+            properties["proj:wkt2"] = scene.crs.to_wkt(version="WKT2_2019")
+        properties["proj:transform"] = list(scene.transform)[:6]
+        properties["gsd"] = ground_pixel_size(scene)
     item: dict[str, Any] = {
         "type": "Feature",
         "stac_version": "1.1.0",

@@ -19,11 +19,11 @@ from rasterio.features import rasterize, shapes
 import minicnn
 from api.errors import Problem
 from api.store.stac import corners, placed
-from api.uploads import Source, in_plain_words
+from api.uploads import Source
 from api.work.png import write_png
 from api.work.predictor import Predictor, Step
 from segment.data.ground import ground_pixel_size
-from segment.data.rasters import Window, open_raster
+from segment.data.rasters import Window
 from segment.data.reading import read_pixels
 from segment.geo.footprints import (
     Footprints,
@@ -71,49 +71,51 @@ VECTOR = ("geojson", "gpkg", "fgb", "parquet")
 
 
 def make(
-    predictor: Predictor, source: Source, ask: Mapping[str, Any], out: Path, step: Step
+    predictor: Predictor,
+    source: Source,
+    scene: Any,
+    ask: Mapping[str, Any],
+    out: Path,
+    step: Step,
 ) -> None:
-    """Write the product that `ask` (response_type and its parameters) names into `out`."""
+    """Write the product of an open scene that `ask` (response_type and its parameters) names."""
     model, kind, start = predictor.model, ask["response_type"], time.perf_counter()
     look, reading = ask["look"], ask["look"].reading(model.info.reading)
     threshold = model.info.threshold if ask["threshold"] is None else ask["threshold"]
-    with in_plain_words(source), open_raster(source.path) as scene:
-        if kind in VECTOR:  # before the work, not after it
-            require_place(scene.crs, scene.transform, source.name)
-        if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
-            raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
-        parted = separation(model, scene, look.pixel_size, ask["threshold"], ask["min_area"])
-        ask = {**ask, "how": parted if ask["separate"] else TOGETHER}
-        if kind == "photo":
-            _photo(scene, reading, ask["size"], out)
-            return
-        with predictor.opened(source, look, step) as prediction:
-            seconds = time.perf_counter() - start
-            if kind == "probability":
-                _probability(prediction, ask["size"], out)
-            elif kind in ("file", "png"):
-                bands = _corrected(prediction, threshold, ask["edits"])
-                if ask["min_area"]:
-                    bands = _without_small(list(bands), scene, threshold, ask)
-                if kind == "file":
-                    tags = _tags(predictor, threshold) if ask["kept"] else None
-                    write_bands(bands, out, scene, threshold, tags)
-                else:
-                    _overlay(bands, scene, reading, threshold, out)
-            elif kind in VECTOR:
-                bands = _corrected(prediction, threshold, ask["edits"])
-                mask, _ = _marks(bands, threshold)
-                _write_outlines(_outlines(mask, scene, ask), kind, out)
+    if kind == "photo":
+        _photo(scene, reading, ask["size"], out)
+        return
+    if kind in VECTOR:  # before the work, not after it
+        require_place(scene.crs, scene.transform, source.name)
+    if kind in (*VECTOR, "json") and placed(scene) and corners(scene) is None:
+        raise Problem(422, f"{source.name} has a georeference that lies nowhere on the Earth.")
+    parted = separation(model, scene, look.pixel_size, ask["threshold"], ask["min_area"])
+    ask = {**ask, "how": parted if ask["separate"] else TOGETHER}
+    with predictor.opened(source, look, step) as prediction:
+        seconds = time.perf_counter() - start
+        bands = _corrected(prediction, threshold, ask["edits"])
+        if kind == "probability":
+            _probability(prediction, ask["size"], out)
+        elif kind in ("file", "png"):
+            if ask["min_area"]:
+                bands = _without_small(list(bands), scene, threshold, ask)
+            if kind == "file":
+                tags = _tags(predictor, threshold) if ask["kept"] else None
+                write_bands(bands, out, scene, threshold, tags)
             else:
-                bands = _corrected(prediction, threshold, ask["edits"])
-                mask, valid = _marks(bands, threshold)
-                found = _outlines(mask, scene, ask)
-                body = _figures(scene, mask, valid, found, look.pixel_size)
-                body["threshold"] = threshold
-                body["model"] = {"id": predictor.model_id, "threshold": model.info.threshold}
-                total = time.perf_counter() - start
-                body["seconds"] = {"network": round(seconds, 3), "total": round(total, 3)}
-                out.write_text(json.dumps(body))
+                _overlay(bands, scene, reading, threshold, out)
+        else:
+            mask, valid = _marks(bands, threshold)
+            found = _outlines(mask, scene, ask)
+            if kind in VECTOR:
+                _write_outlines(found, kind, out)
+                return
+            body = _figures(scene, mask, valid, found, look.pixel_size)
+            body["threshold"] = threshold
+            body["model"] = {"id": predictor.model_id, "threshold": model.info.threshold}
+            total = time.perf_counter() - start
+            body["seconds"] = {"network": round(seconds, 3), "total": round(total, 3)}
+            out.write_text(json.dumps(body))
 
 
 def _tags(predictor: Predictor, threshold: float) -> dict[str, str]:

@@ -4,6 +4,7 @@ import errno
 import io
 import json
 import os
+import threading
 
 import geopandas
 import numpy as np
@@ -216,3 +217,21 @@ def test_a_full_cache_is_looked_at_seldom(app, client, monkeypatch):
         ask(client, scene(seed=seed + 50))
         ask(client, scene(seed=seed + 50), threshold=0.3)
     assert len(looked) <= 1
+
+
+def test_a_request_opens_its_scene_once(client, monkeypatch):
+    """What is examined is what is worked on; the network reads it in a thread of its own."""
+    opened, original = [], rasterio.open
+
+    def counting(path, *mode, **options):
+        own = threading.current_thread() is threading.main_thread()
+        upload = "scratch" in str(path) and not mode and "driver" in options
+        if own and upload:  # no product that is written, or read back
+            opened.append(path)
+        return original(path, *mode, **options)
+
+    monkeypatch.setattr(rasterio, "open", counting)
+    for kind in ("file", "png", "json", "photo"):
+        assert ask(client, response_type=kind).status_code == 200
+    assert client.put("/items/once", data=scene(), content_type="image/tiff").status_code == 201
+    assert len(opened) == 5, opened

@@ -5,6 +5,7 @@ import pytest
 from affine import Affine
 
 from api.store.stac import describe
+from segment.data.rasters import open_raster
 from tests.segment.pictures import photograph, write_picture
 
 pyproj = pytest.importorskip("pyproj")
@@ -13,7 +14,8 @@ shapely = pytest.importorskip("shapely")
 
 def item(tmp_path, crs, transform):
     path = write_picture(tmp_path / "s.tif", photograph(100, 120), crs=crs, transform=transform)
-    return describe("s", path, None)
+    with open_raster(path) as scene:
+        return describe("s", scene)
 
 
 def test_a_scene_across_180_degrees_is_cut_there(tmp_path):
