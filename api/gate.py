@@ -72,6 +72,7 @@ class Places:
             return next((held for path in self.files if (held := try_lock(path)) is not None), None)
 
     def taken(self) -> int:
+        """How many places are held."""
         with lock(self.turn):
             free = [held for path in self.files if (held := try_lock(path)) is not None]
             for descriptor in free:
@@ -147,10 +148,6 @@ class Gate:
     def waiting(self) -> int:
         """How many requests have a seat, but no slot."""
         return max(0, self.seats.taken() - self.slots.taken())
-
-    def taken(self) -> int:
-        """How many slots are held."""
-        return self.slots.taken()
 
     def _taken(self, ticket: Path) -> int | None:
         oldest = min(path for path in self.tickets.iterdir() if not path.name.startswith("."))

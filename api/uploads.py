@@ -99,13 +99,15 @@ def received(settings: Settings) -> Iterator[Source]:
     if flask.request.mimetype == "multipart/form-data":
         part = _part()
         part.stream.flush()
-        yield _source(Path(part.stream.name), _shown(part.filename or ""))
+        path = Path(part.stream.name)
+        yield Source(path, _shown(part.filename or ""), digest(path))
         return
     with _scratch_file() as file:
         while chunk := flask.request.stream.read(CHUNK):
             file.write(chunk)
         file.flush()
-        yield _source(Path(file.name), "The body")
+        path = Path(file.name)
+        yield Source(path, "The body", digest(path))
 
 
 def _part() -> FileStorage:
@@ -121,10 +123,6 @@ def _shown(name: str) -> str:
     """A client's file name as it may be shown and used again: its last part, harmless letters."""
     last = re.split(r"[\\/]", name)[-1]
     return re.sub(r"[^\w.+ -]", "_", last)[:100].strip(". ") or "The upload"
-
-
-def _source(path: Path, name: str) -> Source:
-    return Source(path, name, digest(path))
 
 
 @contextmanager

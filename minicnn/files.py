@@ -33,6 +33,12 @@ def atomic_write(path: str | Path) -> Iterator[Path]:
         temporary.unlink(missing_ok=True)
 
 
+def write_text(path: str | Path, text: str) -> None:
+    """Write a text in UTF-8, whole or not at all."""
+    with atomic_write(path) as temporary:
+        temporary.write_text(text, encoding="utf-8")
+
+
 def sync(path: Path) -> None:
     """Wait until what a file or a folder holds is on the disk."""
     descriptor = os.open(path, os.O_RDONLY)

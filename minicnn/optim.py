@@ -276,16 +276,6 @@ def _approach(share: float, a: Array, p: Array) -> None:
     a += share * (p - a)
 
 
-class Constant:
-    """The same learning rate at every step."""
-
-    def __init__(self, lr: float) -> None:
-        self.lr = lr
-
-    def at(self, step: int) -> float:
-        return self.lr
-
-
 class Cosine:
     """Up in a line over `warmup` steps, then down half a cosine to 0 at step `steps`.
 

@@ -90,7 +90,7 @@ class Now(Collector):
     def collect(self) -> Iterator[GaugeMetricFamily]:
         gate, jobs, cache = self.service.gate, self.service.jobs, self.service.predictor.folder
         yield GaugeMetricFamily("minicnn_waiting", "Predictions that wait", gate.waiting())
-        yield GaugeMetricFamily("minicnn_slots_taken", "Predictions under way", gate.taken())
+        yield GaugeMetricFamily("minicnn_slots_taken", "Predictions under way", gate.slots.taken())
         counted = GaugeMetricFamily("minicnn_jobs", "Jobs that are kept", labels=["status"])
         for status, count in jobs.count().items():
             counted.add_metric([status], count)

@@ -6,15 +6,13 @@ from flask import Blueprint, Response, g, request, send_file, url_for
 
 from api.errors import Problem
 from api.routes.responses import json_answer, one_range, product, product_etag, started
+from api.routes.spec import GEOJSON, JSON
 from api.routes.validation import json_body, kind_of_answer, wants_job
 from api.service import service
 from api.store.items import Record
 from api.store.search import wanted
 from api.store.stac import COLLECTION, describe, linked, now, replaced
 from api.uploads import BODIES, Look, Source, checked, received
-
-GEOJSON = "application/geo+json"
-JSON = ("application/json", GEOJSON)
 
 blueprint = Blueprint("items", __name__)
 

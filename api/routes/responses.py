@@ -14,6 +14,7 @@ from flask import Response, request, send_file, url_for
 from api import access
 from api.files import scratch_path
 from api.gate import Connected, Deadline
+from api.routes.spec import DEFAULTS
 from api.service import service
 from api.uploads import Look, Source, checked
 from api.work.products import KINDS, make
@@ -80,17 +81,9 @@ def one_range() -> None:
 
 def product_etag(source: Source, ask: Mapping[str, Any]) -> str:
     """The same as long as the scene, the model and the question are."""
-    names = (
-        "response_type",
-        "threshold",
-        "min_area",
-        "simplify",
-        "right_angles",
-        "separate",
-        "size",
-    )
     key = service().predictor.key(source.digest, ask["look"])
-    text = json.dumps([key, source.name, [ask[name] for name in names]])
+    asked = [ask[name] for name in ("response_type", *DEFAULTS)]
+    text = json.dumps([key, source.name, asked])
     return hashlib.sha256(text.encode()).hexdigest()[:32]
 
 

@@ -5,7 +5,8 @@ from pathlib import Path
 from typing import Any
 
 import minicnn
-from api.work.products import KINDS
+from api.uploads import MEDIA
+from api.work.products import KINDS, VECTOR
 from api.work.tiles import ZOOMS
 
 ITEM_ID = "^[A-Za-z0-9][A-Za-z0-9._-]{0,63}$"
@@ -15,6 +16,7 @@ DATE = {"type": "string", "format": "date-time"}
 TEXT = {"type": "string", "maxLength": 10_000}
 BINARY = {"type": "string", "format": "binary"}
 GEOJSON = "application/geo+json"
+JSON = ("application/json", GEOJSON)
 LIST = r"^[A-Za-z0-9._,-]{1,2000}$"
 NUMBERS = r"-?\d{1,4}(\.\d{1,12})?"
 
@@ -273,16 +275,13 @@ FILE_FORM = {
 }
 # Named first for clients that take the bytes as they are, whatever the product.
 BYTES = {"application/octet-stream": {"schema": BINARY}}
-SCENES = {
-    **BYTES,
-    **{kind: {"schema": BINARY} for kind in ("image/tiff", "image/jpeg", "image/png")},
-}
+SCENES = {**BYTES, **{media_type: {"schema": BINARY} for media_type in MEDIA.values()}}
 MASKS = {
     **BYTES,
     "image/tiff": {"schema": BINARY},
     "image/png": {"schema": BINARY},
-    "application/geo+json": {"schema": {"$ref": REF + "Footprints"}},
-    **{KINDS[kind].media_type: {"schema": BINARY} for kind in ("gpkg", "fgb", "parquet")},
+    **{KINDS[kind].media_type: {"schema": BINARY} for kind in VECTOR},
+    GEOJSON: {"schema": {"$ref": REF + "Footprints"}},
     "application/json": {"schema": {"$ref": REF + "Figures"}},
 }
 TITLES = {
@@ -446,19 +445,14 @@ PATHS: dict[str, Any] = {
             {
                 **SCENES,
                 "multipart/form-data": FILE_FORM,
-                "application/json": {"schema": {"$ref": REF + "ItemWrite"}},
-                "application/geo+json": {"schema": {"$ref": REF + "ItemWrite"}},
+                **{kind: {"schema": {"$ref": REF + "ItemWrite"}} for kind in JSON},
             },
         ),
         "get": _operation(
             "getItem",
             "items",
             "A stored scene as a STAC Item",
-            {
-                200: _answer(
-                    "The item", {"application/geo+json": {"schema": {"$ref": REF + "Item"}}}
-                )
-            },
+            {200: ONE},
             (304, 404),
             [ITEM, IF_CHANGED],
         ),
@@ -476,17 +470,7 @@ PATHS: dict[str, Any] = {
             "getItemImage",
             "items",
             "The scene's file as it was stored; byte ranges are answered",
-            {
-                200: _answer(
-                    "The file",
-                    {
-                        **BYTES,
-                        **{
-                            k: {"schema": BINARY} for k in ("image/tiff", "image/jpeg", "image/png")
-                        },
-                    },
-                )
-            },
+            {200: _answer("The file", SCENES)},
             (304, 404),
             [ITEM, IF_CHANGED],
         )

@@ -30,7 +30,7 @@ from api.store.items import ORPHAN_SECONDS, Store
 from api.store.stac import now
 from api.uploads import Look, Source, in_plain_words
 from api.work.predictor import Predictor
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment.storage.s3 import ABSENT, Changed, Missing, StorageError
 
 IDLE = 1.0  # seconds between two looks for work
@@ -320,5 +320,4 @@ class Jobs:
 
 
 def _write(path: Path, value: dict[str, Any]) -> None:
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(value))
+    write_text(path, json.dumps(value))

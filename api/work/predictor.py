@@ -14,7 +14,7 @@ import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent import futures
 from concurrent.futures import ThreadPoolExecutor
-from contextlib import contextmanager, suppress
+from contextlib import ExitStack, contextmanager, suppress
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -61,8 +61,9 @@ class Predictor:
         """The model, loaded at first use: a GPU must not be touched before the workers fork."""
         with self._loading:
             if self._loaded is None:
-                self.model_id = f"{self._file.stem}-{_digest(self._file)[:12]}"
-                self._loaded = load_model(self._file).to(self.device)
+                model = load_model(self._file).to(self.device)
+                self.model_id = f"{self._file.stem}-{files.digest(self._file)[:12]}"
+                self._loaded = model
             return self._loaded
 
     @property
@@ -128,16 +129,13 @@ class Predictor:
 
     @contextmanager
     def _open(self, path: Path) -> Iterator[Any]:
-        try:
-            opening = open_raster(path)
-            dataset = opening.__enter__()
-        except InputError as error:
-            path.unlink(missing_ok=True)  # the next request makes it again
-            raise RuntimeError("a kept prediction is broken") from error
-        try:
+        with ExitStack() as stack:
+            try:
+                dataset = stack.enter_context(open_raster(path))
+            except InputError as error:
+                path.unlink(missing_ok=True)  # the next request makes it again
+                raise RuntimeError("a kept prediction is broken") from error
             yield dataset
-        finally:
-            opening.__exit__(None, None, None)
 
     def _compute(
         self, source: Source, look: Look, path: Path, step: Step, turn: tuple[float, float]
@@ -157,7 +155,7 @@ class Predictor:
             info = replace(self.model.info, reading=look.reading(self.model.info.reading))
             model = replace(self.model, info=info)
             bands = scene_bands(model, scene, pixel_size=look.pixel_size, progress=watched)
-            with at_most(max(1, num_threads() // self.gate.taken())):
+            with at_most(max(1, num_threads() // self.gate.slots.taken())):
                 write_bands(bands, path, scene, threshold=None)
 
     def share(self, key: str) -> None:
@@ -185,10 +183,6 @@ def _give_up(work: "futures.Future[None]", check: Callable[[], None]) -> None:
     except Exception:
         if work.cancel():
             raise
-
-
-def _digest(path: Path) -> str:
-    return files.digest(path) if path.exists() else "missing"
 
 
 def _of_scene(digest: str) -> str:

@@ -15,7 +15,6 @@ from segment.data.ground import WGS84
 from segment.errors import InputError, needed
 
 SUFFIXES = (".geojson", ".json", ".gpkg", ".shp", ".fgb", ".parquet", ".geoparquet")
-SHAPEFILE = (".shx", ".dbf", ".prj", ".cpg")  # a .shp is one file of these
 _FIRST_BYTES = {
     b"SQLite format 3\0": "GeoPackage",
     b"\x00\x00\x27\x0a": "Shapefile",

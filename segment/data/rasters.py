@@ -19,13 +19,12 @@ from typing import Any, TypeVar
 import numpy as np
 import rasterio
 import rasterio.shutil
-from numpy.typing import NDArray
 from rasterio.crs import CRS as CRS
 from rasterio.errors import NotGeoreferencedWarning, RasterioIOError
 from rasterio.io import DatasetReader, DatasetWriter
 from rasterio.session import AWSSession
 from rasterio.transform import Affine
-from rasterio.windows import Window
+from rasterio.windows import Window as Window
 
 from minicnn.files import atomic_write
 from segment.errors import DiskFull, InputError
@@ -261,19 +260,26 @@ def write_raster(path: str | Path, profile: Mapping[str, Any]) -> Iterator[Datas
     if np.dtype(profile["dtype"]).kind == "f":
         form["predictor"] = 3  # for floating point: bytes of a kind lie together, and pack better
         form["zlevel"] = 1  # level 6 packs probabilities 2 % better, at 1.6 times the time
+    with _written(path) as temporary:
+        with unplaced_is_fine():
+            dataset = rasterio.open(temporary, "w", **form)
+        with dataset:
+            for key in ("gcps", "rpcs"):
+                if profile.get(key):
+                    setattr(dataset, key, profile[key])
+            if profile.get("colormap"):
+                dataset.write_colormap(1, profile["colormap"])
+            yield dataset
+            flags = dataset.mask_flag_enums
+        _read_back(temporary, flags)
+
+
+@contextmanager
+def _written(path: str | Path) -> Iterator[Path]:
+    """`atomic_write` for GDAL, which says little of a disk that is full."""
     with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
         try:
-            with unplaced_is_fine():
-                dataset = rasterio.open(temporary, "w", **form)
-            with dataset:
-                for key in ("gcps", "rpcs"):
-                    if profile.get(key):
-                        setattr(dataset, key, profile[key])
-                if profile.get("colormap"):
-                    dataset.write_colormap(1, profile["colormap"])
-                yield dataset
-                flags = dataset.mask_flag_enums
-            _read_back(temporary, flags)
+            yield temporary
         except RasterioIOError as error:
             raise DiskFull(f"{path} could not be written: is the disk full?") from error
 
@@ -299,13 +305,10 @@ def write_cog(
             dataset.update_tags(**(tags or {}))
             yield dataset
             flags = dataset.mask_flag_enums
-        with atomic_write(path) as temporary, rasterio.Env(GDAL_TIFF_INTERNAL_MASK=True):
-            try:
-                with unplaced_is_fine():
-                    rasterio.shutil.copy(plain, temporary, driver="COG", **form)
-                _read_back(temporary, flags)
-            except RasterioIOError as error:
-                raise DiskFull(f"{path} could not be written: is the disk full?") from error
+        with _written(path) as temporary:
+            with unplaced_is_fine():
+                rasterio.shutil.copy(plain, temporary, driver="COG", **form)
+            _read_back(temporary, flags)
 
 
 def is_whole(path: str | AnyPath, shape: tuple[int, int], tags: Mapping[str, str]) -> bool:
@@ -339,14 +342,3 @@ def shifted(transform: Affine, row: int, col: int) -> Affine:
     """The transform of what begins at (row, col) of a raster."""
     a, b, c, d, e, f = transform[:6]
     return Affine(a, b, a * col + b * row + c, d, e, d * col + e * row + f)
-
-
-def read_mask(
-    dataset: DatasetReader, window: Window, band: int = 1
-) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A window of a mask that prediction wrote: values 0 and 255 (h, w), and where they are valid.
-
-    Raises InputError for damaged files.
-    """
-    with naming(dataset):
-        return dataset.read(band, window=window), dataset.dataset_mask(window=window) != 0

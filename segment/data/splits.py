@@ -9,7 +9,7 @@ from pathlib import Path
 import numpy as np
 from numpy.typing import NDArray
 
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment.data.tiles import Tile
 from segment.errors import InputError
 
@@ -35,8 +35,7 @@ class Split:
 
     def save(self, path: str | Path) -> None:
         """Write the split as JSON; equal splits give equal bytes."""
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(asdict(self), indent=1) + "\n", encoding="utf-8")
+        write_text(path, json.dumps(asdict(self), indent=1) + "\n")
 
     @classmethod
     def load(cls, path: str | Path) -> "Split":

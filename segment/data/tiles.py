@@ -28,7 +28,7 @@ from numpy.typing import NDArray
 from rasterio.windows import Window
 
 from minicnn.backend import array_module
-from minicnn.files import atomic_write, digest, stamp
+from minicnn.files import digest, stamp, write_text
 from segment.data.ground import working_shape
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, read_label
 from segment.data.rasters import SIDECARS, open_raster
@@ -225,8 +225,7 @@ def _digests(files: Sequence[Path], memo: Path) -> list[str]:
     work = progress(zip(files, stamps, known, strict=True), len(files), "checking files", "file")
     digests = [old if was == now else digest(file) for file, now, (was, old) in work]
     if [was for was, _ in known] != stamps:
-        with atomic_write(memo) as temporary:
-            temporary.write_text(json.dumps(list(zip(stamps, digests, strict=True))))
+        write_text(memo, json.dumps(list(zip(stamps, digests, strict=True))))
     return digests
 
 
@@ -318,11 +317,8 @@ def _build(
             "reading": asdict(reading),
             "notes": notes,
         }
-        with atomic_write(files[2]) as temporary:
-            temporary.write_text(json.dumps(about))
-        digests = _digests(files, part / "checked.json")
-        with atomic_write(part / "digests.json") as temporary:
-            temporary.write_text(json.dumps(digests))
+        write_text(files[2], json.dumps(about))
+        write_text(part / "digests.json", json.dumps(_digests(files, part / "checked.json")))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
     finally:

@@ -128,9 +128,8 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
         raise InputError("--unsure: one --model was expected, and --data to look at")
     path = Path(options.unsure)
     check_folder(path.parent)
-    model = load_model(models[0]).to(chosen_device(options))
-    if options.bands or options.value_range:
-        model = model.reads(options.bands, options.value_range)
+    model = load_model(models[0]).reads(options.bands, options.value_range)
+    model = model.to(chosen_device(options))
     scenes = sized(find_scenes(options.data, labelled=False), options.pixel_size)
     features = unsure_tiles(model, scenes, options.views)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,9 +143,8 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
 
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     """Score one model; with a report wanted, also picture what it does best and worst."""
-    model = load_model(path).to(chosen_device(options))
-    if options.bands or options.value_range:
-        model = model.reads(options.bands, options.value_range)
+    model = load_model(path).reads(options.bands, options.value_range)
+    model = model.to(chosen_device(options))
     if options.threshold is not None:
         model.info = replace(model.info, threshold=options.threshold)
     folder = _run(path)

@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment import plots
 from segment.data.tiles import TILE
 from segment.evaluate.examine import (
@@ -111,8 +111,7 @@ def write_report(evaluations: Sequence[Evaluation], path: Path) -> None:
         + "\n".join(parts)
         + "\n</body>\n</html>\n"
     )
-    with atomic_write(path) as temporary:
-        temporary.write_text(page, encoding="utf-8")
+    write_text(path, page)
 
 
 def _published_form(evaluations: Sequence[Evaluation]) -> str:

@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numpy.typing import NDArray
 
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment.data.ground import ground_pixel_size, place_of
 from segment.data.rasters import open_raster
 from segment.data.scenes import Scene
@@ -48,9 +48,7 @@ def unsure_tiles(model: Model, scenes: Sequence[Scene], views: int = 1) -> list[
 
 
 def write_features(features: Sequence[Feature], path: Path) -> None:
-    with atomic_write(path) as temporary:
-        document = {"type": "FeatureCollection", "features": features}
-        temporary.write_text(json.dumps(document), encoding="utf-8")
+    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
 
 
 def _features(model: Model, scene: Scene, views: int) -> list[Feature]:

@@ -13,7 +13,7 @@ from affine import Affine
 from numpy.typing import NDArray
 from rasterio.crs import CRS
 
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment.errors import DiskFull, InputError, needed
 from segment.geo.buildings import Buildings, all_buildings
 from segment.geo.right_angles import right_angled
@@ -213,8 +213,7 @@ def write(footprints: Footprints, path: str | Path) -> None:
     elif ending in DRIVERS:
         write_layer(footprints, path, DRIVERS[ending])
     else:
-        with atomic_write(path) as temporary:
-            temporary.write_text(json.dumps(feature_collection(footprints)))
+        write_text(path, json.dumps(feature_collection(footprints)))
 
 
 def write_layer(footprints: Footprints, path: str | Path, driver: str) -> None:

@@ -14,7 +14,7 @@ from numpy.typing import NDArray
 
 from minicnn.files import atomic_write
 from segment.data.ground import ground_pixel_size, same_crs
-from segment.data.rasters import CRS, Window, open_raster, read_mask, shifted
+from segment.data.rasters import CRS, Window, naming, open_raster, shifted
 from segment.errors import InputError
 from segment.geo.separate import Separation
 from segment.predict.shards import MASKS, TAG, Piece, Plan, Source
@@ -183,7 +183,10 @@ def _read(
             size = dataset.height, dataset.width
             if dataset.tags().get(TAG) != mosaic.digest or size != (tile.height, tile.width):
                 raise InputError(f"{dataset.name} is no mask of this plan: run its shard again")
-            values, seen = read_mask(dataset, Window.from_slices(own_rows, own_cols), band)
+            part = Window.from_slices(own_rows, own_cols)
+            with naming(dataset):
+                values = dataset.read(band, window=part)
+                seen = dataset.dataset_mask(window=part) != 0
         mask[rows, cols][seen] = values[seen]
         valid[rows, cols] |= seen
     return mask, valid

@@ -17,7 +17,7 @@ from rasterio.crs import CRS
 from rasterio.errors import CRSError
 
 from minicnn.backend import where
-from minicnn.files import atomic_write, digest
+from minicnn.files import digest, write_text
 from segment import cli
 from segment.data.ground import ground_pixel_size, in_crs, place_of, same_crs
 from segment.data.layouts import as_given, composed
@@ -79,19 +79,15 @@ def main(argv: list[str]) -> None:
     if not found:
         _complain(faulty, "scenes can't be opened")
     jobs = list(zip(found, _outputs(found, options.out, options.format), strict=True))
-    model = load_model(options.model).to(cli.chosen_device(options))
-    if options.bands or options.value_range:
-        model = model.reads(options.bands, options.value_range)
+    model = load_model(options.model).reads(options.bands, options.value_range)
+    model = model.to(cli.chosen_device(options))
     for scene, path in jobs:
         try:
             with writing(path) as file:
                 _predict_to_file(model, scene, file, options)
             if options.format in VECTORS:
-                with (
-                    writing(path.with_name(f"{path.stem}.qml")) as file,
-                    atomic_write(file) as part,
-                ):
-                    part.write_text(QML)
+                with writing(path.with_name(f"{path.stem}.qml")) as file:
+                    write_text(file, QML)
             print(path)
         except InputError as error:
             faulty.append(error)
@@ -323,9 +319,7 @@ def _predict_shard(options: argparse.Namespace) -> None:
         raise InputError("--shards: masks only; `python -m segment.merge` draws the outlines")
     if isinstance(out, Path):
         cli.check_folder(out)
-    model = load_model(options.model)
-    if options.bands or options.value_range:
-        model = model.reads(options.bands, options.value_range)
+    model = load_model(options.model).reads(options.bands, options.value_range)
     faulty: list[InputError] = []
     plan = _plan(options, out, model, faulty)
     index = shards.own_index() if options.shard is None else options.shard

@@ -4,14 +4,13 @@ import json
 from pathlib import Path
 from typing import Any
 
-from minicnn.files import atomic_write
+from minicnn.files import write_text
 from segment.errors import InputError
 
 
 def write_json(path: Path, document: Any) -> None:
     """Write a JSON file that people can read, whole or not at all."""
-    with atomic_write(path) as temporary:
-        temporary.write_text(json.dumps(document, indent=2) + "\n")
+    write_text(path, json.dumps(document, indent=2) + "\n")
 
 
 def read_json(path: Path) -> Any:

@@ -16,7 +16,7 @@ from contextlib import contextmanager
 from pathlib import Path, PurePosixPath
 from typing import TypeAlias
 
-from minicnn.files import atomic_write, stamp
+from minicnn.files import stamp, write_text
 from segment.errors import InputError
 from segment.storage.s3 import FILES_AT_ONCE, Missing, S3Path
 from segment.storage.web import SCHEMES, WebPath
@@ -116,8 +116,7 @@ def _kept(path: S3Path, root: Path) -> Path:
     except (OSError, ValueError):
         pass
     etag = path.download(file)
-    with atomic_write(note) as temporary:
-        temporary.write_text(json.dumps([etag, *stamp(file)]))
+    write_text(note, json.dumps([etag, *stamp(file)]))
     return file
 
 

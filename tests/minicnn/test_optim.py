@@ -134,11 +134,6 @@ def test_muon_leaves_kernels_of_one_pixel_to_adam(rng):
     assert optimizer.names == ("0.w",) and optimizer.adam.names == ("0.b", "1.w", "1.b")
 
 
-def test_constant():
-    schedule = optim.Constant(0.3)
-    assert [schedule.at(step) for step in (0, 7, 10**6)] == [0.3, 0.3, 0.3]
-
-
 def test_cosine_with_warmup():
     schedule = optim.Cosine(0.8, steps=110, warmup=10)
     warmup = [schedule.at(step) for step in range(10)]
