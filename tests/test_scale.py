@@ -47,6 +47,9 @@ class Red:
     def to(self, device):
         return self
 
+    def reads(self, bands, value_range):
+        return self
+
     def predict(self, pixels):
         return pixels[..., 0] / pixels.dtype.type(255)
 

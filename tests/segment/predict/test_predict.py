@@ -51,6 +51,9 @@ class Redness:
     def to(self, device):
         return self
 
+    def reads(self, bands, value_range):
+        return self
+
     def predict(self, pixels):
         return pixels[..., 0].astype(np.float32) / 255
 
