@@ -14,7 +14,7 @@ from rasterio.windows import Window
 from werkzeug.datastructures import FileStorage
 
 from api.errors import Problem, plain
-from api.headers import Excessive, check_header
+from api.file_headers import Excessive, check_header
 from api.settings import Settings
 from minicnn.files import digest
 from segment.data.ground import ground_pixel_size, working_shape

@@ -37,7 +37,7 @@ service worker
 work
 store
 gate access uploads files
-errors settings logs headers outbox
+errors settings logs file_headers outbox
 """
 
 

@@ -1,4 +1,4 @@
-"""What a file says of itself, walked within bounds before GDAL parses it.
+"""What an uploaded file says of itself, walked within bounds before GDAL parses it.
 
 GDAL takes time that grows with the square of a TIFF's metadata, memory with each of its
 directories, and unpacks every text of a PNG: a file of a megabyte can cost minutes or gigabytes.
