@@ -16,8 +16,9 @@ MOMENTUM = 0.1  # share of the newest batch in the running statistics
 class Layer:
     """The base: `forward` remembers, `backward` consumes the memory, `predict` does neither.
 
-    A subclass fills `params` and `state` (its own arrays by name) and lists its parts in
-    `children`. `backward` leaves a gradient in `grads` for every entry of `params`.
+    A subclass fills `params` and `state` (its own arrays by name), lists its parts in `children`,
+    and says in `apply` which op it is, or else how it goes forward and predicts. `backward` leaves
+    a gradient in `grads` for every entry of `params`.
     """
 
     def __init__(self) -> None:
@@ -27,9 +28,14 @@ class Layer:
         self.cache: Any = None
         self.kept: dict[str, Any] = {}  # what inference made of the weights, for use again
 
+    def apply(self, x: Array) -> Any:
+        """The op: the layer's output, and the cache that `backward` will need."""
+        raise NotImplementedError
+
     def forward(self, x: Array, training: bool = False) -> Array:
         """The layer's output; what `backward` will need is kept."""
-        raise NotImplementedError
+        y, self.cache = self.apply(x)
+        return y
 
     def backward(self, dy: Array) -> Array:
         """From the gradient of the output to that of the input; fills `grads`."""
@@ -37,7 +43,7 @@ class Layer:
 
     def predict(self, x: Array) -> Array:
         """The output in inference; `backward` gets nothing from it. Several threads may call it."""
-        raise NotImplementedError
+        return self.apply(x)[0]
 
     def output_shape(self, shape: Shape) -> Shape:
         """The output's (N, H, W, C) for an input's."""
@@ -141,20 +147,13 @@ class Conv2d(Layer):
         weights = he_normal(rng, (kernel, kernel, C, F), kernel * kernel * C)
         self.params = {"w": weights, "b": _zeros(F)}
 
-    def forward(self, x: Array, training: bool = False) -> Array:
-        y, self.cache = self._apply(x)
-        return y
+    def apply(self, x: Array) -> Any:
+        return kernels_for(x).conv2d(x, self.params["w"], self.params["b"], self.stride, self.pad)
 
     def backward(self, dy: Array) -> Array:
         dx, dw, db = kernels_for(dy).conv2d_backward(dy, self.recall())
         self.grads = {"w": dw, "b": db}
         return dx
-
-    def predict(self, x: Array) -> Array:
-        return self._apply(x)[0]
-
-    def _apply(self, x: Array) -> Any:
-        return kernels_for(x).conv2d(x, self.params["w"], self.params["b"], self.stride, self.pad)
 
     def output_shape(self, shape: Shape) -> Shape:
         K, _, _, F = self.params["w"].shape
@@ -179,21 +178,14 @@ class ConvTranspose2d(Layer):
         fan_in = kernel * kernel * C / stride**2  # windows overlap: what reaches one output pixel
         self.params = {"w": he_normal(rng, (kernel, kernel, F, C), fan_in), "b": _zeros(F)}
 
-    def forward(self, x: Array, training: bool = False) -> Array:
-        y, self.cache = self._apply(x)
-        return y
+    def apply(self, x: Array) -> Any:
+        w, b = self.params["w"], self.params["b"]
+        return kernels_for(x).conv_transpose2d(x, w, b, self.stride, self.crop)
 
     def backward(self, dy: Array) -> Array:
         dx, dw, db = kernels_for(dy).conv_transpose2d_backward(dy, self.recall())
         self.grads = {"w": dw, "b": db}
         return dx
-
-    def predict(self, x: Array) -> Array:
-        return self._apply(x)[0]
-
-    def _apply(self, x: Array) -> Any:
-        w, b = self.params["w"], self.params["b"]
-        return kernels_for(x).conv_transpose2d(x, w, b, self.stride, self.crop)
 
     def output_shape(self, shape: Shape) -> Shape:
         K, _, F, _ = self.params["w"].shape
@@ -254,15 +246,11 @@ class BatchNorm2d(Layer):
 class ReLU(Layer):
     """max(x, 0)."""
 
-    def forward(self, x: Array, training: bool = False) -> Array:
-        y, self.cache = kernels_for(x).relu(x)
-        return y
+    def apply(self, x: Array) -> Any:
+        return kernels_for(x).relu(x)
 
     def backward(self, dy: Array) -> Array:
         return kernels_for(dy).relu_backward(dy, self.recall())
-
-    def predict(self, x: Array) -> Array:
-        return kernels_for(x).relu(x)[0]
 
 
 class MaxPool2d(Layer):
@@ -272,16 +260,12 @@ class MaxPool2d(Layer):
         super().__init__()
         self.size = size
 
-    def forward(self, x: Array, training: bool = False) -> Array:
-        y, self.cache = kernels_for(x).max_pool2d(x, self.size)
-        return y
+    def apply(self, x: Array) -> Any:
+        return kernels_for(x).max_pool2d(x, self.size)
 
     def backward(self, dy: Array, other: Array | None = None) -> Array:
         """dx; plus `other`, the gradient that reached x by another way."""
         return kernels_for(dy).max_pool2d_backward(dy, self.recall(), other)
-
-    def predict(self, x: Array) -> Array:
-        return kernels_for(x).max_pool2d(x, self.size)[0]
 
     def output_shape(self, shape: Shape) -> Shape:
         return _spatial(conv_size, shape, self.size, self.size, 0, shape[3])

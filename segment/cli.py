@@ -96,6 +96,11 @@ def chosen_device(options: argparse.Namespace) -> str:
     return device
 
 
+def add_model(to: argparse.ArgumentParser) -> None:
+    about = "a run's folder or a model file; default: the bundled"
+    to.add_argument("--model", metavar="RUN|FILE", help=about)
+
+
 def add_data(to: argparse.ArgumentParser) -> None:
     to.add_argument(
         "--data",

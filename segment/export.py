@@ -21,7 +21,7 @@ from minicnn.backend import Array
 from minicnn.files import atomic_write
 from minicnn.layers import ConvBlock
 from minicnn.ops import EPS, Pad, pads
-from segment.cli import check_folder, parser, run
+from segment.cli import add_model, check_folder, parser, run
 from segment.errors import needed
 from segment.model import MEAN, SCALE, Model, load_model
 from segment.unet import UNet
@@ -183,9 +183,7 @@ def main(arguments: list[str]) -> None:
 
 def _parser() -> argparse.ArgumentParser:
     p = parser("export", "Write a model for other systems: from 8-bit RGB to probabilities.")
-    p.add_argument(
-        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
-    )
+    add_model(p)
     p.add_argument(
         "--format",
         choices=("onnx", "deepness"),

@@ -23,8 +23,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
     Each row of `history` holds `epoch` and `train_NAME`, `val_NAME` for accuracy, iou and loss,
     as numbers or as the text of a CSV file.
     """
-    from matplotlib.backends.backend_agg import FigureCanvasAgg  # needs no display
-    from matplotlib.figure import Figure
+    from matplotlib.figure import Figure  # by itself it needs no display
     from matplotlib.ticker import MaxNLocator
 
     figure = Figure(figsize=(12, 3.6), layout="constrained")
@@ -41,7 +40,7 @@ def curves(history: Sequence[Mapping[str, Any]], path: str | Path) -> None:
             axes.set_ylim(0, 1)
         axes.legend(loc="upper right" if name == "loss" else "lower right")
     with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+        figure.savefig(temporary, format="png")
 
 
 def tinted(
@@ -84,7 +83,6 @@ class Example:
 
 def examples(rows: Sequence[Example], path: str | Path) -> None:
     """Draw photograph, truth and prediction side by side, a row for each example, as a PNG file."""
-    from matplotlib.backends.backend_agg import FigureCanvasAgg
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(9, 3.2 * len(rows)), layout="constrained")
@@ -98,7 +96,7 @@ def examples(rows: Sequence[Example], path: str | Path) -> None:
             axes.set(xticks=[], yticks=[])
         line[0].set_ylabel(row.name)
     with atomic_write(path) as temporary:
-        FigureCanvasAgg(figure).print_png(temporary)
+        figure.savefig(temporary, format="png")
 
 
 def precision_recall(
@@ -138,7 +136,6 @@ def reliability(
 def _square(draw: Callable[[Any], None]) -> bytes:
     """An SVG file with one pair of axes, both from 0 to 1."""
     import matplotlib
-    from matplotlib.backends.backend_svg import FigureCanvasSVG
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(5, 4.4), layout="constrained")
@@ -148,7 +145,7 @@ def _square(draw: Callable[[Any], None]) -> bytes:
     axes.grid(alpha=0.3)
     file = io.BytesIO()
     with matplotlib.rc_context({"svg.hashsalt": "minicnn"}):  # equal figures, equal bytes
-        FigureCanvasSVG(figure).print_svg(file, metadata={"Date": None})
+        figure.savefig(file, format="svg", metadata={"Date": None})
     return file.getvalue()
 
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from minicnn.files import atomic_write
 from segment.align.shift import Shift, building_shifts, moved_label, picture_shift
-from segment.cli import add_data, add_device, check_folder, chosen_device, parser
+from segment.cli import add_data, add_device, add_model, check_folder, chosen_device, parser
 from segment.data.ground import ground_pixel_size
 from segment.data.labels import read_label
 from segment.data.rasters import open_raster, write_raster
@@ -57,9 +57,7 @@ def arguments() -> argparse.ArgumentParser:
         "building, to where they agree best with a model; what shows no evidence stays in place.",
     )
     add_data(p)
-    p.add_argument(
-        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
-    )
+    add_model(p)
     p.add_argument("--out", required=True, metavar="PATH", help="the folder for the moved labels")
     add_device(p)
     return p

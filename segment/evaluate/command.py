@@ -11,18 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import where
-from segment.cli import (
-    add_data,
-    add_device,
-    add_pixel_size,
-    add_reading,
-    add_separate,
-    check_folder,
-    chosen_device,
-    parser,
-    positive,
-    within,
-)
+from segment import cli
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes, sized
 from segment.data.splits import SCENARIOS, Split, make_split, scenario_or_file
@@ -127,9 +116,9 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
     if len(models) > 1 or not options.data:
         raise InputError("--unsure: one --model was expected, and --data to look at")
     path = Path(options.unsure)
-    check_folder(path.parent)
+    cli.check_folder(path.parent)
     model = load_model(models[0]).reads(options.bands, options.value_range)
-    model = model.to(chosen_device(options))
+    model = model.to(cli.chosen_device(options))
     scenes = sized(find_scenes(options.data, labelled=False), options.pixel_size)
     features = unsure_tiles(model, scenes, options.views)
     path.parent.mkdir(parents=True, exist_ok=True)
@@ -144,7 +133,7 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
 def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
     """Score one model; with a report wanted, also picture what it does best and worst."""
     model = load_model(path).reads(options.bands, options.value_range)
-    model = model.to(chosen_device(options))
+    model = model.to(cli.chosen_device(options))
     if options.threshold is not None:
         model.info = replace(model.info, threshold=options.threshold)
     folder = _run(path)
@@ -186,7 +175,7 @@ def _evaluate(path: str | None, options: argparse.Namespace) -> Evaluation:
 def _report_path(given: str, models: list[str] | None) -> Path:
     """Where the report goes: the file named, or report.html in the folder of the one run."""
     if given:
-        check_folder(Path(given).parent)
+        cli.check_folder(Path(given).parent)
         return Path(given)
     if not models or len(models) > 1 or not Path(models[0]).is_dir():
         raise InputError("--report FILE was expected: there is no one run's folder to put it in")
@@ -194,14 +183,15 @@ def _report_path(given: str, models: list[str] | None) -> Path:
 
 
 def _parser() -> argparse.ArgumentParser:
-    p = parser("evaluate", "Score a model: IoU, accuracy and more, beside calling all background.")
+    about = "Score a model: IoU, accuracy and more, beside calling all background."
+    p = cli.parser("evaluate", about)
     p.add_argument(
         "--model",
         nargs="+",
         metavar="RUN|FILE",
         help="runs' folders or model files, each scored on its own; default: the bundled",
     )
-    add_data(p)
+    cli.add_data(p)
     p.add_argument(
         "--split",
         type=scenario_or_file,
@@ -209,26 +199,26 @@ def _parser() -> argparse.ArgumentParser:
         help="score the test part of this split; default: with --data all tiles, without it "
         "the test part that the model has not been trained on",
     )
-    add_pixel_size(p)
-    add_reading(p)
+    cli.add_pixel_size(p)
+    cli.add_reading(p)
     p.add_argument(
         "--score-at",
-        type=positive,
+        type=cli.positive,
         metavar="M",
         help="cut and score tiles of this ground resolution, whatever the model works at: so that "
         "models of different pixel sizes can be compared; default: the model's",
     )
     p.add_argument(
         "--threshold",
-        type=within(0, 1),
+        type=cli.within(0, 1),
         metavar="F",
         help="probability from which a pixel is building; default: each model's own, one for "
         "masks and one for outlines",
     )
-    add_separate(p, "yes")
+    cli.add_separate(p, "yes")
     p.set_defaults(separate=True)
     add_views(p)
-    add_device(p)
+    cli.add_device(p)
     p.add_argument("--json", action="store_true", help="print JSON rather than a table")
     p.add_argument(
         "--report",

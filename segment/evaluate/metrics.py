@@ -77,13 +77,8 @@ class Confusion:
         return Confusion(fn=self.tp + self.fn, tn=self.fp + self.tn)
 
     def scores(self) -> Scores:
-        return {
-            "accuracy": self.accuracy,
-            "iou": self.iou,
-            "precision": self.precision,
-            "recall": self.recall,
-            "f1": self.f1,
-        }
+        names = ("accuracy", "iou", "precision", "recall", "f1")
+        return {name: getattr(self, name) for name in names}
 
     def _ratio(self, part: int, whole: int) -> float:
         if whole == 0:

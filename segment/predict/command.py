@@ -133,9 +133,7 @@ def arguments() -> argparse.ArgumentParser:
         "its height; png, outlines and --min-area hold a whole mask (png the photograph, too).",
     )
     p.add_argument("scenes", nargs="+", metavar="SCENE", help="rasters, folders or CSV files")
-    p.add_argument(
-        "--model", metavar="RUN|FILE", help="a run's folder or a model file; default: the bundled"
-    )
+    cli.add_model(p)
     p.add_argument(
         "--out",
         required=True,

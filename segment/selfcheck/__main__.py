@@ -3,5 +3,4 @@
 from segment.cli import run
 from segment.selfcheck.command import main
 
-if __name__ == "__main__":
-    run(main)
+run(main)
