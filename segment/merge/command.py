@@ -119,7 +119,7 @@ def _outlined(
     """The buildings of a mosaic, batch by batch; `name` is the model's."""
     crs = CRS.from_wkt(mosaic.crs) if mosaic.crs else None
     try:
-        require_place(crs, mosaic.transform, mosaic.tiles[0].name)
+        require_place(crs, mosaic.transform, mosaic.pieces[0].name)
     except InputError as error:
         log.warning("%s: it gives none", error)
         return

@@ -3,7 +3,7 @@
 import itertools
 from collections import defaultdict
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
 from pathlib import Path
 from xml.etree import ElementTree as xml
@@ -22,19 +22,8 @@ from segment.predict.shards import MASKS, TAG, Piece, Plan, Source
 _OFF_GRID = 0.05  # pixels
 BLOCK = 4096  # pixels along the side of what is held at once
 
-Masks = dict[str, Path]  # the file of each tile, on this machine
+Masks = dict[str, Path]  # the file of each piece, on this machine
 Read = Callable[[slice, slice], tuple[NDArray[np.uint8], NDArray[np.bool_]]]
-
-
-@dataclass(frozen=True)
-class Sheet:
-    """A piece's mask where the mosaic has it."""
-
-    name: str
-    row: int
-    col: int
-    height: int
-    width: int
 
 
 @dataclass(frozen=True)
@@ -48,7 +37,7 @@ class Mosaic:
     transform: Affine
     height: int
     width: int
-    tiles: tuple[Sheet, ...]
+    pieces: tuple[Piece, ...]  # each at its row and column of the mosaic
     separation: Separation  # in pixels of the grid
     digest: str  # of the plan
 
@@ -108,15 +97,15 @@ def _mosaic(
     offsets = np.array([np.round(corners[i] - corners[members[0]]) for i in members]).astype(int)
     sizes = np.array([(plan.scenes[i].height, plan.scenes[i].width) for i in members])
     low, high = offsets.min(axis=0), (offsets + sizes).max(axis=0)
-    tiles = [
-        Sheet(piece.name, int(row) + piece.row, int(col) + piece.col, piece.height, piece.width)
+    here = [
+        replace(piece, row=int(row) + piece.row, col=int(col) + piece.col)
         for index, (row, col) in zip(members, offsets - low, strict=True)
         for piece in pieces[index]
     ]
     place = shifted(first.place, int(low[0]), int(low[1]))
     height, width = (int(size) for size in high - low)
     return Mosaic(
-        first.crs, place, height, width, tuple(tiles), _separation(plan, first), plan.digest
+        first.crs, place, height, width, tuple(here), _separation(plan, first), plan.digest
     )
 
 
@@ -134,14 +123,14 @@ def _separation(plan: Plan, source: Source) -> Separation:
 
 def reader(mosaic: Mosaic, masks: Masks, band: int) -> Read:
     """What gives a band of the mosaic in any rows and columns, and where it is valid."""
-    sides = np.array([(tile.row, tile.col, tile.height, tile.width) for tile in mosaic.tiles])
+    sides = np.array([(each.row, each.col, each.height, each.width) for each in mosaic.pieces])
     top, left, height, width = sides.T
 
     def read(rows: slice, cols: slice) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
         meet = (top < rows.stop) & (top + height > rows.start)
         meet &= (left < cols.stop) & (left + width > cols.start)
-        tiles = [mosaic.tiles[index] for index in np.flatnonzero(meet)]
-        return _read(mosaic, masks, (rows, cols), tiles, band)
+        meeting = [mosaic.pieces[index] for index in np.flatnonzero(meet)]
+        return _read(mosaic, masks, (rows, cols), meeting, band)
 
     return read
 
@@ -149,7 +138,7 @@ def reader(mosaic: Mosaic, masks: Masks, band: int) -> Read:
 def blocks(
     mosaic: Mosaic, masks: Masks
 ) -> Iterator[tuple[Window, NDArray[np.uint8], NDArray[np.bool_]]]:
-    """The mosaic's mask and validity, block by block; blocks where no tile lies are left out."""
+    """The mosaic's mask and validity, block by block; blocks where no piece lies are left out."""
     read = reader(mosaic, masks, 1)
     for row, col in itertools.chain.from_iterable(places(mosaic, BLOCK)):
         rows = slice(row, min(row + BLOCK, mosaic.height))
@@ -158,30 +147,30 @@ def blocks(
 
 
 def places(mosaic: Mosaic, side: int) -> list[list[tuple[int, int]]]:
-    """Where the blocks of this side begin in which a tile lies, row by row from the top."""
+    """Where the blocks of this side begin in which a piece lies, row by row from the top."""
     found = {
         (row, col)
-        for tile in mosaic.tiles
-        for row in range(tile.row // side * side, tile.row + tile.height, side)
-        for col in range(tile.col // side * side, tile.col + tile.width, side)
+        for piece in mosaic.pieces
+        for row in range(piece.row // side * side, piece.row + piece.height, side)
+        for col in range(piece.col // side * side, piece.col + piece.width, side)
     }
     by_row = itertools.groupby(sorted(found), lambda place: place[0])
     return [list(row) for _, row in by_row]
 
 
 def _read(
-    mosaic: Mosaic, masks: Masks, box: tuple[slice, slice], tiles: list[Sheet], band: int
+    mosaic: Mosaic, masks: Masks, box: tuple[slice, slice], pieces: list[Piece], band: int
 ) -> tuple[NDArray[np.uint8], NDArray[np.bool_]]:
-    """A band of the tiles in a box of the mosaic, and where it is valid."""
+    """A band of the pieces in a box of the mosaic, and where it is valid."""
     row, col = box[0].start, box[1].start
     shape = box[0].stop - row, box[1].stop - col
     mask, valid = np.zeros(shape, np.uint8), np.zeros(shape, bool)
-    for tile in tiles:
-        rows, own_rows = _shared(row, shape[0], tile.row, tile.height)
-        cols, own_cols = _shared(col, shape[1], tile.col, tile.width)
-        with open_raster(masks[tile.name]) as dataset:
+    for piece in pieces:
+        rows, own_rows = _shared(row, shape[0], piece.row, piece.height)
+        cols, own_cols = _shared(col, shape[1], piece.col, piece.width)
+        with open_raster(masks[piece.name]) as dataset:
             size = dataset.height, dataset.width
-            if dataset.tags().get(TAG) != mosaic.digest or size != (tile.height, tile.width):
+            if dataset.tags().get(TAG) != mosaic.digest or size != (piece.height, piece.width):
                 raise InputError(f"{dataset.name} is no mask of this plan: run its shard again")
             part = Window.from_slices(own_rows, own_cols)
             with naming(dataset):
@@ -211,19 +200,19 @@ def write_vrt(mosaic: Mosaic, path: Path) -> None:
         xml.SubElement(root, "GeoTransform").text = place
     values = xml.SubElement(root, "VRTRasterBand", dataType="Byte", band="1")
     masks = xml.SubElement(xml.SubElement(root, "MaskBand"), "VRTRasterBand", dataType="Byte")
-    for tile in mosaic.tiles:
-        # What isn't valid covers nothing that another tile has.
-        xml.SubElement(_source(values, tile, "1"), "UseMaskBand").text = "true"
-        xml.SubElement(_source(masks, tile, "mask,1"), "NODATA").text = "0"
+    for piece in mosaic.pieces:
+        # What isn't valid covers nothing that another piece has.
+        xml.SubElement(_source(values, piece, "1"), "UseMaskBand").text = "true"
+        xml.SubElement(_source(masks, piece, "mask,1"), "NODATA").text = "0"
     with atomic_write(path) as temporary:
         xml.ElementTree(root).write(temporary)
 
 
-def _source(band: xml.Element, tile: Sheet, number: str) -> xml.Element:
+def _source(band: xml.Element, piece: Piece, number: str) -> xml.Element:
     source = xml.SubElement(band, "ComplexSource")
-    xml.SubElement(source, "SourceFilename", relativeToVRT="1").text = f"{MASKS}/{tile.name}"
+    xml.SubElement(source, "SourceFilename", relativeToVRT="1").text = f"{MASKS}/{piece.name}"
     xml.SubElement(source, "SourceBand").text = number
-    for name, col, row in (("SrcRect", 0, 0), ("DstRect", tile.col, tile.row)):
-        box = {"xOff": col, "yOff": row, "xSize": tile.width, "ySize": tile.height}
+    for name, col, row in (("SrcRect", 0, 0), ("DstRect", piece.col, piece.row)):
+        box = {"xOff": col, "yOff": row, "xSize": piece.width, "ySize": piece.height}
         xml.SubElement(source, name, {side: str(number) for side, number in box.items()})
     return source
