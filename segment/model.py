@@ -1,4 +1,4 @@
-"""A trained network with what it must be told apart by: how it reads pixels, at which size."""
+"""A trained network with what its file says of it: how it reads pixels, and at which pixel size."""
 
 import math
 from dataclasses import asdict, dataclass, field, replace
