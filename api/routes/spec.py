@@ -1,4 +1,4 @@
-"""The contract as OpenAPI 3.1. Requests are checked against this very document (`validation.py`)."""
+"""The contract as OpenAPI 3.1. Requests are checked against this document (`validation.py`)."""
 
 import json
 from pathlib import Path
