@@ -12,6 +12,7 @@ import numpy as np
 import pytest
 
 from minicnn.checkpoint import net_arrays
+from segment.data.crops import CROP
 from segment.data.labels import IGNORE
 from segment.data.tiles import FULL, TILE, Picture, Tile, TileStore
 from segment.model import ModelInfo, normalise
@@ -40,11 +41,14 @@ class Watched(trainer.Trainer):
 
 @pytest.fixture
 def new_trainer(rng, tmp_path, monkeypatch):
-    """Three tiles of two cities, noise all over, some of it without a label."""
+    """Noise with labels, and pixels without one: two crops of a city and one of another to learn
+    from, and a tile to validate on."""
     pictures, tiles = {}, []
     for n, city in enumerate(["austin", "tyrol-w", "tyrol-w"]):
         pixels = rng.integers(0, 256, (TILE, TILE, 3), dtype=np.uint8)
         coverage = rng.choice(np.array([0, 100, FULL, IGNORE], np.uint8), (TILE, TILE))
+        if n < 2:
+            coverage[CROP:], coverage[:, CROP * (2 - n) :] = IGNORE, IGNORE
         pictures[city, f"{city}{n}"] = Picture(pixels, coverage)
         tiles.append(Tile(f"{city}{n}", city, f"{city}{n}", 0, 0))
     store = TileStore(pictures, tiles, None, None, "")
@@ -53,7 +57,7 @@ def new_trainer(rng, tmp_path, monkeypatch):
     def new(dtype):
         monkeypatch.setattr(trainer, "normalise", lambda pixels: normalise(pixels).astype(dtype))
         net = UNet(widths=WIDTHS, seed=3).astype(dtype)
-        settings = Settings(epochs=EPOCHS, batch_size=4, lr=LR, seed=3)
+        settings = Settings(epochs=EPOCHS, batch_size=2, lr=LR, seed=3)
         made = Watched(net, ModelInfo(), store, parts, Run(tmp_path), settings, "cpu")
         made.losses = []
         return made
@@ -111,6 +115,7 @@ def apart(found, wanted, start):
     return math.sqrt(sum(np.square(found[n] - wanted[n]).sum() for n in wanted) / way)
 
 
+@pytest.mark.timeout(900)
 @pytest.mark.parametrize(
     ("dtype", "of_losses", "of_weights"), [(np.float64, 1e-9, 1e-8), (np.float32, 1e-4, 0.2)]
 )
