@@ -11,6 +11,7 @@ import numpy as np
 from numpy.typing import NDArray
 
 from minicnn.backend import where
+from minicnn.files import write_text
 from segment import cli
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.scenes import find_scenes, sized
@@ -21,7 +22,7 @@ from segment.evaluate.examine import Batch, Findings, examine
 from segment.evaluate.metrics import Confusion, table
 from segment.evaluate.objects import calibrate_separation, spread
 from segment.evaluate.report import Evaluation, write_report
-from segment.evaluate.unsure import unsure_tiles, write_features
+from segment.evaluate.unsure import unsure_tiles
 from segment.geo.separate import TOGETHER, Separation
 from segment.model import Model, load_model
 from segment.plots import Example
@@ -122,7 +123,7 @@ def _list_unsure(models: list[str | None], options: argparse.Namespace) -> None:
     scenes = sized(find_scenes(options.data, labelled=False), options.pixel_size)
     features = unsure_tiles(model, scenes, options.views)
     path.parent.mkdir(parents=True, exist_ok=True)
-    write_features(features, path)
+    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
     for feature in features[:NAMED]:
         told = feature["properties"]
         where = f"{told['image']}, row {told['row']}, column {told['col']}"

@@ -1,16 +1,13 @@
 """Which tiles to label next: those that a model is least sure of, labelled or not, as GeoJSON."""
 
-import json
 import logging
 from collections.abc import Iterable, Sequence
 from functools import partial
-from pathlib import Path
 from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
 
-from minicnn.files import write_text
 from segment.data.ground import ground_pixel_size, place_of
 from segment.data.rasters import open_raster
 from segment.data.scenes import Scene
@@ -45,10 +42,6 @@ def unsure_tiles(model: Model, scenes: Sequence[Scene], views: int = 1) -> list[
     for rank, feature in enumerate(found, start=1):
         feature["properties"]["rank"] = rank
     return found
-
-
-def write_features(features: Sequence[Feature], path: Path) -> None:
-    write_text(path, json.dumps({"type": "FeatureCollection", "features": features}))
 
 
 def _features(model: Model, scene: Scene, views: int) -> list[Feature]:

@@ -28,7 +28,6 @@ from segment.errors import InputError
 from segment.geo import footprints
 from segment.geo.buildings import all_buildings
 from segment.geo.separate import TOGETHER
-from segment.geo.style import QML
 from segment.model import Model, load_model, model_file, model_name
 from segment.plots import overlay
 from segment.predict import shards
@@ -61,6 +60,7 @@ ENDINGS = {
     "shp": (".shp",),
 }
 VECTORS = ("geojson", "gpkg", "parquet", "fgb", "shp")
+STYLE = Path(__file__).with_name("outlines.qml")  # QGIS looks for such a file beside outlines
 
 log = logging.getLogger(__name__)
 
@@ -87,7 +87,7 @@ def main(argv: list[str]) -> None:
                 _predict_to_file(model, scene, file, options)
             if options.format in VECTORS:
                 with writing(path.with_name(f"{path.stem}.qml")) as file:
-                    write_text(file, QML)
+                    write_text(file, STYLE.read_text())
             print(path)
         except InputError as error:
             faulty.append(error)
