@@ -5,7 +5,8 @@ the outputs 2i - 1, 2i by 2j - 1, 2j, each through four of the kernel's weights:
 
     y[2i-1+r, 2j-1+s] = b + sum over t, u = 0, 1 of w[2+r-2t, 2+s-2u] . x[i-1+t, j-1+u]
 
-so the windows are the rows of a matrix, and the two rows of outputs (r) two products. Backward,
+so the two rows of outputs (r) are sums of four products each (t, u), of the pixels as they lie and
+a part of w as it lies, that makes both columns (s). Backward,
 x[i, j] has made the 4x4 window of dy from (2i - 1, 2j - 1) on; with those as rows,
 
     dx = windows . w        dw = windows^T . x        w as a matrix (16 F, C), as it lies there.
@@ -53,30 +54,27 @@ def conv_transpose2d(x: Map, w: np.ndarray, b: np.ndarray) -> tuple[np.ndarray, 
     N, H, W, C = x.shape
     F = len(b)
     y, source = empty(N, 2 * H, 2 * W, F), x.activation()
-    taps = w.reshape(2, 2, 2, 2, F, C)[::-1, :, ::-1]  # (t, r, u, s, F, C)
-    U = empty(2, 2 * F, 4 * C)
-    bias = row_of(b, 2 * W)
-    in_cache = LIMIT_BYTES // (4 * (W + 1) * (5 * C + 2 * F))
+    taps = w.reshape(2, 2, 2, 2 * F, C)[::-1, :, ::-1]  # (t, r, u, both s and F, C)
+    bias, pitch = row_of(b, 2 * W), W + 2
+    in_cache = LIMIT_BYTES // (4 * pitch * (C + 4 * F))
     cut = strips(N, H, share(H, min(in_cache, N * H // 2)))
-
-    def matrix(r: int) -> None:
-        np.copyto(U[r].reshape(2, F, 2, 2, C), taps[:, r].transpose(2, 3, 0, 1, 4))
 
     def strip(j: int) -> None:
         n, first, last = cut.place(j)
-        rows = last - first
-        X = padded(source, n, first - 1, rows + 2, 1, W + 2, "x0")
-        step = X.shape[1]
-        windows = scratch("V0", rows + 1, W + 1, 2, 2 * C)
-        np.copyto(windows, strided(X, 0, windows.shape, (step, C, step, 1)))
-        out = y[n, 2 * first : 2 * last].reshape(rows, 2, 2 * W * F)
+        pixels = (last - first) * pitch
+        X = padded(source, n, first - 1, last - first + 2, 1, pitch, "x0").reshape(-1, C)
+        M, more = scratch("M0", 2, pixels, 2 * F)
+        out = y[n, 2 * first : 2 * last].reshape(last - first, 2, 2 * W * F)
         for r in (0, 1):  # the upper outputs are those of the windows one row further down
-            seeing = windows[1 - r : 1 - r + rows].reshape(-1, 4 * C)
-            M = scratch("M0", rows, (W + 1) * 2 * F)
-            np.matmul(seeing, U[r].T, out=M.reshape(-1, 2 * F))
-            np.add(M[:, F:-F], bias, out=out[:, 1 - r])
+            for t, u in ((0, 0), (0, 1), (1, 0), (1, 1)):
+                start = (1 - r + t) * pitch + u
+                seen = X[start : start + pixels]
+                np.matmul(seen, taps[t, r, u].T, out=more if t or u else M)
+                if t or u:
+                    np.add(M, more, out=M)
+            rows = M.reshape(last - first, -1)[:, F : F + 2 * W * F]
+            np.add(rows, bias, out=out[:, 1 - r])
 
-    run(2, matrix)
     run(cut.count, strip)
     return y, DirectCache(x, w)
 
