@@ -39,6 +39,7 @@ from segment.data.tiles import FULL, TILE, TileStore, open_store
 from segment.evaluate.command import evaluate_tiles, predictions
 from segment.evaluate.metrics import calibrate, histogram
 from segment.evaluate.objects import calibrate_separation, spread
+from segment.geo.separate import Relief
 from segment.model import Model, ModelInfo, load_model, normalise
 from segment.run_folder import Run
 from segment.run_settings import Settings
@@ -66,6 +67,8 @@ class Recipe:
     place: bool = True  # crops lie anywhere, nearer or farther; else on the grid of the tiles
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
     border_weight: float = 0.0
+    moved: bool = False  # learn from the labels of --moved
+    grow: bool = False  # what is found grows by a pixel once it is parted
     init: str | None = None  # start from this model in place of random weights
     library: str = "minicnn"
 
@@ -101,6 +104,26 @@ def smoothed(crop: Crop, _: np.random.Generator) -> Crop:
     return pixels, np.where(coverage == IGNORE, IGNORE, soft).astype(np.uint8)
 
 
+def shrunk(crop: Crop, _: np.random.Generator) -> Crop:
+    """Buildings drawn a pixel smaller all round: two that touch by a corner come apart."""
+    pixels, coverage = crop
+    known = np.where(coverage == IGNORE, FULL, coverage)
+    least = np.minimum.reduce(list(with_beside(known)))
+    return pixels, np.where(coverage == IGNORE, IGNORE, least).astype(np.uint8)
+
+
+def grown(number: NDArray[np.int32]) -> NDArray[np.int32]:
+    """Buildings (H, W) a pixel larger all round, where the ground is nobody's."""
+    return np.where(number > 0, number, np.maximum.reduce(list(with_beside(number))))
+
+
+def with_beside(values: NDArray[Any]) -> Iterator[NDArray[Any]]:
+    """The values (H, W), then those above, below, left and right; beyond an edge is the edge."""
+    padded = np.pad(values, 1, mode="edge")
+    yield values
+    yield from (padded[:-2, 1:-1], padded[2:, 1:-1], padded[1:-1, :-2], padded[1:-1, 2:])
+
+
 ROWS = {
     "default": Recipe(),
     "PyTorch, the same": Recipe(library="torch"),
@@ -111,6 +134,8 @@ ROWS = {
     "labels from 0.05 to 0.95": Recipe(alter=smoothed),
     "border weight 3": Recipe(border_weight=3),
     "border weight 10": Recipe(border_weight=10),
+    "moved labels": Recipe(moved=True),
+    "labels a pixel smaller, outlines grown back": Recipe(alter=shrunk, grow=True),
     "border weight 30": Recipe(border_weight=30),
     "crops on the grid of the tiles": Recipe(place=False),
     "first train on drawn scenes": Recipe(init=DRAWN, lr=0.01),
@@ -245,16 +270,28 @@ def torch_loss(logits: torch.Tensor, coverage: torch.Tensor) -> torch.Tensor:
     return torch.nn.functional.binary_cross_entropy_with_logits(x, y) + dice
 
 
-def measure(
+def taught(
     recipe: Recipe, store: TileStore, parts: dict[str, NDArray[Any]], seed: int, tiles: int
-) -> dict[str, float]:
-    """Train by a recipe; the pooled IoU of each place's held-out tiles, with averaged weights."""
+) -> UNet:
+    """Train by a recipe; the averaged weights."""
     kind = TorchStudent if recipe.library == "torch" else Student
     with ExitStack() as stack:
         stack.enter_context(patch.object(trainer, "LOSS", recipe.loss))
         stack.enter_context(patch.object(trainer, "visits", recipe.visits))
-        _, average = kind(recipe, store, parts, seed, tiles).learn()
-    return score(average, store, parts)
+        return kind(recipe, store, parts, seed, tiles).learn()[1]
+
+
+def scores_of(
+    recipe: Recipe, net: UNet, store: TileStore, parts: dict[str, NDArray[Any]]
+) -> dict[str, float]:
+    """`score` of what is found as the recipe finds it."""
+    with ExitStack() as stack:
+        if recipe.grow:
+            parted = Relief.numbered
+            stack.enter_context(
+                patch.object(Relief, "numbered", lambda self, least: grown(parted(self, least)))
+            )
+        return score(net, store, parts)
 
 
 def score(net: UNet, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[str, float]:
@@ -296,6 +333,12 @@ def main() -> None:
     parser.add_argument("--cache", required=True)
     parser.add_argument("--drawn", help="a model trained on drawn scenes: the run of `make train`")
     parser.add_argument("--init", help="a model that every row goes on from")
+    parser.add_argument(
+        "--moved",
+        nargs="+",
+        default=[],
+        help="labels of the same pictures that segment.align moved",
+    )
     parser.add_argument("--lr", type=float, help="in place of the rate of each row")
     parser.add_argument("--learn-at", type=float, default=0.6)
     parser.add_argument("--rows", nargs="+", choices=ROWS, default=list(ROWS), metavar="NAME")
@@ -303,23 +346,34 @@ def main() -> None:
     parser.add_argument("--tiles", type=int, default=BUDGET, help="that each row learns from")
     args = parser.parse_args()
     store = open_store(find_scenes(args.data), pixel_size=args.learn_at, cache=args.cache)
-    split = make_split(store.tiles, args.split, 0)
-    parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
+    moved = args.moved and open_store(find_scenes(args.moved), None, args.learn_at, args.cache)
     setting = f"{args.tiles:,} tiles at {args.learn_at:g} m"
     setting += f", from {Path(args.init).name}" * bool(args.init)
     setting += f", rate {args.lr:g}" * bool(args.lr)
+    setting += ", also scored by moved labels" * bool(args.moved)
     for seed in args.seeds:
         for row in args.rows:
             data, recipe = known(), ROWS[row]
             rows = data["budgets"].setdefault(setting, {})
-            if str(seed) in rows.get(row, {}) or (recipe.init and not args.drawn):
+            lacking = (recipe.init and not args.drawn) or (recipe.moved and not moved)
+            if str(seed) in rows.get(row, {}) or lacking:
                 continue
             start = args.drawn if recipe.init else args.init
             recipe = replace(recipe, init=start, lr=args.lr or recipe.lr)
-            result = measure(recipe, store, parts, seed, args.tiles)
+            learn = moved if recipe.moved else store
+            net = taught(recipe, learn, parts_of(learn, args.split), seed, args.tiles)
+            result = scores_of(recipe, net, store, parts_of(store, args.split))
+            if moved:
+                told = scores_of(recipe, net, moved, parts_of(moved, args.split))
+                result |= {f"{name}, moved": told[name] for name in ("pooled", "F1")}
             rows.setdefault(row, {})[str(seed)] = result
             print(row, seed, {name: round(value, 3) for name, value in result.items()}, flush=True)
             write(NAME, describe(data), data)
+
+
+def parts_of(store: TileStore, split: str) -> dict[str, NDArray[Any]]:
+    chosen = make_split(store.tiles, split, 0)
+    return {part: chosen.indices(store.tiles, part) for part in ("train", "val", "test")}
 
 
 def known() -> dict[str, Any]:
@@ -335,7 +389,8 @@ def describe(data: dict[str, Any]) -> str:
         "one thing. Scores are IoU of held-out places at the threshold calibrated on validation: "
         "pooled over all pixels, and the mean over cities; F1 is that of whole buildings, of all "
         "places and the mean over cities. ± is the standard deviation over seeds, "
-        "which draw weights, order and crops. The same call measures the rows that are missing.",
+        "which draw weights, order and crops. Where crumbs were kept, F1 is from before a building "
+        "had to have a least area. The same call measures the rows that are missing.",
     ]
     for setting, rows in data["budgets"].items():
         text += [f"## {setting}", table([line(name, rows) for name in ROWS if name in rows])]

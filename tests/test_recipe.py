@@ -71,6 +71,21 @@ def test_altered_crops_take_their_labels_along(rng, alter):
         assert (pixels[..., 1] == moved).all()
 
 
+def test_what_is_drawn_a_pixel_smaller_grows_back_and_into_no_neighbour(rng):
+    number = np.zeros((20, 30), np.int32)
+    number[3:9, 2:12] = 1
+    number[3:9, 13:20] = 2
+    coverage = np.where(number > 0, FULL, 0).astype(np.uint8)
+    coverage[15:, :5] = IGNORE
+    _, small = recipe.shrunk((np.zeros((20, 30, 3), np.uint8), coverage), rng)
+    assert ((small == FULL).sum(), (small == IGNORE).sum()) == (4 * 8 + 4 * 5, 25)
+    back = recipe.grown(np.where(small == FULL, number, 0))
+    corners = [(r, c) for r in (3, 8) for c in (2, 11, 13, 19)]  # steps are along the axes
+    assert sorted(zip(*np.nonzero(back != number), strict=True)) == sorted(corners)
+    touching = recipe.grown(np.where(np.arange(30) < 15, 1, 2)[None].astype(np.int32))
+    assert (touching[0, :15] == 1).all() and (touching[0, 15:] == 2).all()
+
+
 def test_labels_made_hard_or_smooth_leave_the_unknown_alone(rng):
     coverage = np.array([[0, 100, 127], [200, FULL, IGNORE]], np.uint8)
     crop = np.zeros((2, 3, 3), np.uint8), coverage
