@@ -56,7 +56,7 @@ class Server:
                 start_new_session=True,
             )
         try:
-            wait_for(self.is_ready, 60, lambda: self.log.read_text())
+            wait_for(self.is_ready, 200, lambda: self.log.read_text())
         except BaseException:
             self.__exit__()
             raise
