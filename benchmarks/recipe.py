@@ -66,7 +66,6 @@ class Recipe:
     alter: Callable[[Crop, np.random.Generator], Crop] | None = None
     place: bool = True  # crops lie anywhere, nearer or farther; else on the grid of the tiles
     visits: Callable[[Sequence[str]], NDArray[np.float64]] = visits
-    border_weight: float = 0.0
     moved: bool = False  # learn from the labels of --moved
     grow: bool = False  # what is found grows by a pixel once it is parted
     init: str | None = None  # start from this model in place of random weights
@@ -132,11 +131,8 @@ ROWS = {
     "mirrored": Recipe(alter=mirrored),
     "whole pixels in place of soft labels": Recipe(alter=hard),
     "labels from 0.05 to 0.95": Recipe(alter=smoothed),
-    "border weight 3": Recipe(border_weight=3),
-    "border weight 10": Recipe(border_weight=10),
     "moved labels": Recipe(moved=True),
     "labels a pixel smaller, outlines grown back": Recipe(alter=shrunk, grow=True),
-    "border weight 30": Recipe(border_weight=30),
     "crops on the grid of the tiles": Recipe(place=False),
     "first train on drawn scenes": Recipe(init=DRAWN, lr=0.01),
     "every crop equally often": Recipe(visits=uniform),
@@ -168,13 +164,7 @@ class Student(Trainer):
             store,
             parts,
             Run(tempfile.gettempdir()),  # where nothing is written
-            Settings(
-                epochs=1,
-                batch_size=recipe.batch_size,
-                lr=recipe.lr,
-                border_weight=recipe.border_weight,
-                seed=seed,
-            ),
+            Settings(epochs=1, batch_size=recipe.batch_size, lr=recipe.lr, seed=seed),
             device="cpu",
         )
         self.recipe = recipe
@@ -389,8 +379,7 @@ def describe(data: dict[str, Any]) -> str:
         "one thing. Scores are IoU of held-out places at the threshold calibrated on validation: "
         "pooled over all pixels, and the mean over cities; F1 is that of whole buildings, of all "
         "places and the mean over cities. ± is the standard deviation over seeds, "
-        "which draw weights, order and crops. Where crumbs were kept, F1 is from before a building "
-        "had to have a least area. The same call measures the rows that are missing.",
+        "which draw weights, order and crops. The same call measures the rows that are missing.",
     ]
     for setting, rows in data["budgets"].items():
         text += [f"## {setting}", table([line(name, rows) for name in ROWS if name in rows])]

@@ -1,8 +1,7 @@
 """Losses on logits, each with its gradient: `loss(logits, labels) -> (loss, dlogits)`.
 
-logits and labels (N, H, W, 1), labels 0 or 1. `valid` (same shape) says how often a pixel counts: 0
-leaves out one without a label. Losses are means over the valid pixels, or ratios of sums over all
-of them.
+logits and labels (N, H, W, 1), labels 0 or 1. `valid` (same shape, 0 or 1) leaves out pixels
+without a label. Losses are means over the valid pixels, or ratios of sums over all of them.
 """
 
 from collections.abc import Callable
@@ -106,15 +105,6 @@ def total(*losses: Callable[..., tuple[float, Array]]) -> Loss:
         return sum(values), sum(gradients[1:], start=gradients[0])
 
     return loss
-
-
-def weighted(loss: Loss, weights: Array) -> Loss:
-    """The loss with each pixel counted as often as `weights` (N, H, W, 1) says."""
-
-    def counted(logits: Array, labels: Array, *, valid: Array | None = None) -> tuple[float, Array]:
-        return loss(logits, labels, valid=weights if valid is None else weights * valid)
-
-    return counted
 
 
 def _check(logits: Array, labels: Array, valid: Array | None) -> None:

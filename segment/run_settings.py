@@ -28,7 +28,6 @@ class Settings:
     patience: int = 15
     pixel_size: float | None = None  # of the scenes, where their files don't say
     learn_at: float | None = None  # the pixel size that they are resampled to
-    border_weight: float = 0.0  # w0 of the U-Net paper's weights: see `segment.data.borders`
     seed: int = 0
     init: str | None = None
     precision: str = "float32"  # as of runs before it could be chosen

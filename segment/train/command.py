@@ -160,13 +160,6 @@ def arguments() -> argparse.ArgumentParser:
         help="the model's pixel size in metres, which scenes of another are resampled to; default: "
         "that of the model of --init, else the scenes' own",
     )
-    p.add_argument(
-        "--border-weight",
-        type=positive,
-        metavar="W0",
-        help="how much more the narrow background between two buildings counts than other pixels; "
-        "the U-Net paper takes 10; default: no more",
-    )
     p.add_argument("--seed", type=whole(0), help=f"decides every random choice; default: {d.seed}")
     p.add_argument("--resume", action="store_true", help="continue the run in --out")
     p.add_argument(

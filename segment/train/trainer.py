@@ -17,9 +17,8 @@ from numpy.typing import NDArray
 
 from minicnn.backend import Array, array_module, staged, to_host
 from minicnn.checkpoint import load, load_net, net_arrays, save
-from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total, weighted
+from minicnn.losses import Loss, bce_with_logits, sigmoid, soft_dice, total
 from minicnn.optim import Average, Cosine, Muon
-from segment.data.borders import border_weights
 from segment.data.crops import Crops
 from segment.data.labels import BACKGROUND, BUILDING, IGNORE
 from segment.data.tiles import FULL, TileStore, classes
@@ -38,13 +37,6 @@ READ_EVERY = 50  # steps between two looks at how a GPU is doing, which it must 
 BATCH = 8  # tiles that are validated together
 SAVE_SECONDS = 300  # a run that is killed loses at most this much
 LOSS: Loss = total(bce_with_logits, soft_dice)
-
-
-def loss_with(weights: Array | None) -> Loss:
-    """LOSS, or where pixels have weights (N, H, W), that with its cross-entropy weighted."""
-    if weights is None:
-        return LOSS
-    return total(weighted(bce_with_logits, weights[..., None]), soft_dice)
 
 
 @dataclass
@@ -141,7 +133,6 @@ class Trainer:
         self.net, self.info, self.store, self.parts, self.run = net, info, store, parts, run
         self.epochs, self.patience = settings.epochs, settings.patience
         self.seed, self.device = settings.seed, device
-        self.border_weight = settings.border_weight
         self.read_every = 1 if device == "cpu" else READ_EVERY
         self.world = world or World()
         self.crops = Crops(store, parts["train"])
@@ -230,24 +221,21 @@ class Trainer:
         for step in range(self.step, self.steps_per_epoch):
             yield order[step * self.batch_size : (step + 1) * self.batch_size]
 
-    def augmented(self) -> Iterator[tuple[np.ndarray, ...]]:
-        """This rank's crops of this epoch's batches: pixels, coverage, and weights if they have."""
+    def augmented(self) -> Iterator[tuple[np.ndarray, np.ndarray]]:
+        """This rank's crops of this epoch's batches: pixels and coverage."""
         for step, cells in enumerate(self.batches(), self.step):
             own, _ = self.world.part(np.arange(len(cells)))
             crops = [self.crop(step, place, cells[place]) for place in own]
             images, coverages = zip(*crops, strict=True)
-            batch: tuple[np.ndarray, ...] = (np.stack(images), np.stack(coverages))
-            if self.border_weight:
-                batch += (np.stack([border_weights(c, self.border_weight) for c in coverages]),)
-            yield batch
+            yield np.stack(images), np.stack(coverages)
 
     def crop(self, step: int, place: int, cell: int) -> tuple[np.ndarray, np.ndarray]:
         """The crop at a place in a batch: the same on whatever rank."""
         return self.crops.cut(cell, np.random.default_rng((self.seed, self.epoch, step, place)))
 
-    def train_step(self, images: Array, coverage: Array, weights: Array | None = None) -> None:
+    def train_step(self, images: Array, coverage: Array) -> None:
         """One batch: forward, loss, backward, update. On a GPU nothing leaves it here."""
-        _, loss, dlogits, pixels = self.forward(images, coverage, weights, training=True)
+        _, loss, dlogits, pixels = self.forward(images, coverage, training=True)
         self.net.backward(dlogits)
         self.world.merge(self.net)
         self.optimizer.lr = self.schedule.at(self.epoch * self.steps_per_epoch + self.step)
@@ -256,7 +244,7 @@ class Trainer:
         self.sums.add(loss, self.batch_size, pixels)
 
     def forward(
-        self, images: Array, coverage: Array, weights: Array | None = None, *, training: bool
+        self, images: Array, coverage: Array, training: bool
     ) -> tuple[Array, Array, Array, Array]:
         """This rank's logits, the loss over all ranks, its gradient for these logits, and the
         pixels right and wrong at p = 0.5 over all ranks.
@@ -269,7 +257,7 @@ class Trainer:
         truth = coverage.astype(x.dtype) / FULL * valid
         net = self.net if training else self.average.net
         logits = net.forward(x, training=True) if training else net.predict(x)
-        loss, dlogits = loss_with(weights)(logits, truth, valid=valid)
+        loss, dlogits = LOSS(logits, truth, valid=valid)
         return logits, loss, dlogits, self.world.sum(_confusion(logits, classes(coverage)))
 
     def check_finite(self, value: float) -> None:

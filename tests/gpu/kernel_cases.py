@@ -201,10 +201,7 @@ def loss(f, masked, extreme=False, **options):
         (logits,) = draw(rng, (3, 40, 50, 1))
         logits *= np.float32(60 if extreme else 1)
         labels = (rng.random(logits.shape) < 0.4).astype(np.float32)
-        valid = None
-        if masked:  # a tenth of the pixels don't count, the others by weights up to 11
-            valid = rng.uniform(1, 11, logits.shape) * (rng.random(logits.shape) < 0.9)
-            valid = valid.astype(np.float32)
+        valid = (rng.random(logits.shape) < 0.9).astype(np.float32) if masked else None
         (on_device,), (exact,) = device(xp, valid), double(valid)
         value, slope = f(*device(xp, logits, labels), **options, valid=on_device)
         expected, gradient = f(*double(logits, labels), **options, valid=exact)

@@ -63,29 +63,6 @@ def test_pixels_left_out_do_not_count(rng, loss):
 
 
 @every_loss
-def test_a_weight_of_three_counts_a_pixel_three_times(rng, loss):
-    logits, labels, _ = case(rng)
-    times = rng.integers(0, 4, logits.shape)
-    each, again = (
-        np.repeat(a.ravel(), times.ravel())[None, :, None, None] for a in (logits, labels)
-    )
-    expected, gradient = loss(each, again)
-    value, dlogits = losses.weighted(loss, 1.0 * times)(logits, labels)
-    assert value == pytest.approx(expected, rel=1e-12)
-    pixel = np.repeat(np.arange(times.size), times.ravel())
-    sums = np.bincount(pixel, weights=gradient.ravel(), minlength=times.size)
-    np.testing.assert_allclose(dlogits.ravel(), sums, rtol=1e-9, atol=1e-15)
-
-
-def test_what_is_not_valid_has_no_weight(rng):
-    logits, labels, valid = case(rng)
-    weights = 1 + rng.random(logits.shape)
-    expected = losses.bce_with_logits(logits, labels, valid=valid * weights)
-    value, dlogits = losses.weighted(losses.bce_with_logits, weights)(logits, labels, valid=valid)
-    assert value == expected[0] and (dlogits == expected[1]).all()
-
-
-@every_loss
 def test_nothing_valid_is_no_loss(rng, loss):
     logits, labels, _ = case(rng)
     value, dlogits = loss(logits, labels, valid=np.zeros_like(labels))

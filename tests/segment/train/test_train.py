@@ -9,7 +9,6 @@ import subprocess
 import sys
 import time
 from pathlib import Path
-from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -17,22 +16,17 @@ import pytest
 from minicnn.checkpoint import load
 from minicnn.losses import bce_with_logits
 from minicnn.optim import Adam
-from segment.data.borders import border_weights
-from segment.data.labels import IGNORE
 from segment.data.reading import Reading
-from segment.data.scenes import find_scenes
 from segment.data.splits import Split
-from segment.data.tiles import FULL, open_store
 from segment.errors import InputError
 from segment.evaluate.metrics import Confusion
 from segment.evaluate.objects import PROMINENCES, SMOOTHINGS
 from segment.model import ModelInfo, normalise, save_model
 from segment.run_folder import Run
-from segment.run_settings import Settings, read_settings
+from segment.run_settings import read_settings
 from segment.synthetic.draw import draw_scene
 from segment.synthetic.scenes import write_scenes
 from segment.train import command
-from segment.train.ranks import World
 from segment.train.trainer import Trainer, visits
 from segment.unet import UNet
 from tests.segment.pictures import UTM, photograph, write_picture
@@ -353,31 +347,6 @@ def test_no_data_is_one_clear_line(tmp_path):
     )  # fmt: skip
     assert done.returncode == 2
     assert str(tmp_path) in done.stderr and done.stderr.count("\n") == 1
-
-
-def test_border_weights_of_each_crop_come_with_it(data, cache, tmp_path):
-    store = open_store(find_scenes([data]), cache=cache)
-    parts = {"train": np.arange(4), "val": np.arange(4)}
-    net, settings = UNet(widths=(4, 4, 4, 4, 4)), Settings(border_weight=10.0)
-    trainer = Trainer(net, ModelInfo(), store, parts, Run(tmp_path), settings, "cpu")
-    _, coverage, weights = next(trainer.augmented())
-    expected = [border_weights(crop, 10.0) for crop in coverage]
-    assert weights.tobytes() == np.stack(expected).tobytes() and weights.max() > 2
-
-
-def test_border_weights_count_in_the_cross_entropy_and_not_in_dice(rng):
-    logits = rng.standard_normal((1, 4, 5, 1)).astype(np.float32)
-    coverage = rng.choice(np.array([0, FULL, IGNORE], np.uint8), (1, 4, 5))
-    weights = rng.uniform(1, 11, coverage.shape).astype(np.float32)
-    net = SimpleNamespace(forward=lambda x, training: logits)
-    stand_in = SimpleNamespace(net=net, world=World())
-    images = np.zeros((1, 4, 5, 3), np.uint8)
-    _, loss, *_ = Trainer.forward(stand_in, images, coverage, weights, training=True)
-    known = coverage != IGNORE
-    w, y, p = weights[known], coverage[known] / FULL, 1 / (1 + np.exp(-logits[..., 0][known]))
-    entropy = -(w * (y * np.log(p) + (1 - y) * np.log(1 - p))).sum() / w.sum()
-    dice = 1 - (2 * (p * y).sum() + 1) / (p.sum() + y.sum() + 1)
-    assert float(loss) == pytest.approx(entropy + dice, rel=1e-5)
 
 
 def test_small_cities_come_up_more_often_but_not_as_often_as_large_ones():
