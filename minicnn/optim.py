@@ -103,7 +103,7 @@ class Adam(Optimizer):
 
     def step(self) -> None:
         parameters, gradients = self.parameters(), self.net.gradients()
-        fused = kernels_for(next(iter(parameters.values()))).adam
+        fused = next((kernels_for(p).adam for p in parameters.values()), None)
         if fused is None or any(p.dtype != np.float32 for p in parameters.values()):
             return super().step()
         self.steps += 1

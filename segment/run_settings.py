@@ -13,7 +13,7 @@ from segment.storage.paths import to_path
 AUTO_BATCH = 8  # crops; many small steps learn faster from few places than few large ones
 LR, LR_ON = 0.03, 0.004  # from random weights; going on from a trained model
 BUNDLED = "bundled"  # names the package's own weights
-FOLDS = "folds"  # names the split that holds nothing out: see `segment.train.few`
+FOLDS = "folds"  # names the split that holds nothing out: see `segment.train.folds`
 
 
 @dataclass(frozen=True)

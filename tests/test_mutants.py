@@ -294,10 +294,10 @@ MUTANTS = {
         "tests/segment/geo/test_separate.py::test_outlines_have_a_threshold_of_their_own",
     ),
     "a fold scored on what it has learnt": Mutant(
-        "segment/train/few.py",
+        "segment/train/folds.py",
         "rest = np.setdiff1d(np.arange(len(store)), fold)",
         "rest = np.arange(len(store))",
-        "tests/segment/train/test_few.py::test_no_model_learns_from_what_it_is_scored_on",
+        "tests/segment/train/test_folds.py::test_no_model_learns_from_what_it_is_scored_on",
     ),
     "an outline drawn into its neighbour": Mutant(
         "segment/geo/right_angles.py",

@@ -54,7 +54,7 @@ from segment.run_settings import (
 from segment.storage.documents import read_json, write_json
 from segment.storage.paths import to_path
 from segment.synthetic.scenes import default_scenes
-from segment.train import few
+from segment.train import folds
 from segment.train.card import write_card
 from segment.train.gpu_memory import LARGEST_AUTO, largest_batch, training_bytes
 from segment.train.ranks import World, join
@@ -86,21 +86,21 @@ def _train(options: argparse.Namespace, world: World) -> None:
         print(f"{folder.home} is finished")
         return world.share(lambda: _report(folder))
     store = world.in_turn(lambda: _tiles(settings))
-    settings = world.share(lambda: few.settled(settings, named(options), store.tiles, folder))
+    settings = world.share(lambda: folds.settled(settings, named(options), store.tiles, folder))
     few_tiles = settings.split == FOLDS
-    draw = few.split_of if few_tiles else make_split
+    draw = folds.split_of if few_tiles else make_split
     split = draw(store.tiles, settings.split, settings.seed)
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     make = partial(_trainer, settings, store, device, world)
-    trainer = make(few.Whole if few_tiles else Trainer, parts, folder)
+    trainer = make(folds.Whole if few_tiles else Trainer, parts, folder)
     if world.rank == 0 and not resumes:
         _begin(folder, settings, split)
         _warn_of_one_class(store, parts)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {where(device)}, batches of {trainer.batch_size}")
     try:
-        if isinstance(trainer, few.Whole):
-            trainer.folds = few.train_folds(make, store, settings.seed, folder, world)
+        if isinstance(trainer, folds.Whole):
+            trainer.folds = folds.train_folds(make, store, settings.seed, folder, world)
         if world.share(folder.last.exists):
             trainer.resume()
         trainer.fit()
@@ -135,7 +135,8 @@ def arguments() -> argparse.ArgumentParser:
         type=_split,
         metavar=f"{'|'.join(SCENARIOS)}|{FOLDS}|FILE",
         help=f"what is held out for testing, in {FOLDS} every tile in turn and nothing in the end; "
-        f"default: {d.split}, or {FOLDS} where --init is to learn from fewer than {few.FEW} tiles",
+        f"default: {d.split}, or {FOLDS} where --init is to learn from fewer than {folds.FEW} "
+        "tiles",
     )
     p.add_argument("--epochs", type=whole(1), help=f"at most so many; default: {d.epochs}")
     p.add_argument(
@@ -226,7 +227,7 @@ def _settle(options: argparse.Namespace, folder: Run, device: str) -> tuple[Sett
                 f"{folder.home}: the run has {name} {getattr(settings, name)}, and --resume "
                 f"can't change it to {value}"
             )
-    started = folder.last.exists() or few.folder_of(folder).exists()
+    started = folder.last.exists() or folds.folder_of(folder).exists()
     if not started:
         print(f"{folder.home} holds no checkpoint yet: starting afresh")
     return settings, started
@@ -340,11 +341,11 @@ def _test(
 
 def _score_folds(folder: Run, store: TileStore, settings: Settings, device: str) -> None:
     """Score each tile by the fold's model that has not seen it."""
-    scored, tiles = few.score(store, settings.seed, folder, device), np.arange(len(store))
+    scored, tiles = folds.score(store, settings.seed, folder, device), np.arange(len(store))
     _draw_examples(folder, store, tiles, scored.model_of, scored.findings.pixels)
-    about = {"scored": few.ABOUT, "folds": len(scored.folds)}
+    about = {"scored": folds.ABOUT, "folds": len(scored.folds)}
     _finish(folder, settings, scored.findings.summary(store.tiles), about)
-    few.forget(folder)
+    folds.forget(folder)
 
 
 def _finish(folder: Run, settings: Settings, scores: dict[str, Any], about: dict[str, Any]) -> None:

@@ -134,6 +134,15 @@ def test_muon_leaves_kernels_of_one_pixel_to_adam(rng):
     assert optimizer.names == ("0.w",) and optimizer.adam.names == ("0.b", "1.w", "1.b")
 
 
+def test_muon_moves_a_net_of_kernels_only(rng):
+    net = mc.Conv2d(2, 3, 3, rng=rng)
+    del net.params["b"]
+    net.grads = {"w": np.ones_like(net.params["w"])}
+    before = net.params["w"].copy()
+    optim.Muon(net, 0.05).step()
+    assert (net.params["w"] != before).any()
+
+
 def test_cosine_with_warmup():
     schedule = optim.Cosine(0.8, steps=110, warmup=10)
     warmup = [schedule.at(step) for step in range(10)]

@@ -25,7 +25,7 @@ from segment.model import ModelInfo, load_model, save_model
 from segment.run_folder import Run
 from segment.run_settings import FOLDS, Settings
 from segment.synthetic.scenes import draw_scene, write_scenes
-from segment.train import few
+from segment.train import folds
 from segment.train.ranks import World
 from segment.unet import UNet
 
@@ -39,38 +39,37 @@ def tiles(*scenes):
 @pytest.mark.parametrize("seed", [0, 1])
 def test_every_tile_is_in_one_fold_and_no_scene_in_two(scenes, seed):
     given = tiles(*scenes)
-    folds = few.folds_of(given, seed)
-    assert len(folds) == few.COUNT and all(len(fold) for fold in folds)
-    assert sorted(np.concatenate(folds)) == list(range(len(given)))
-    of = [{given[i].scene for i in fold} for fold in folds]
+    dealt = folds.folds_of(given, seed)
+    assert len(dealt) == folds.COUNT and all(len(fold) for fold in dealt)
+    assert sorted(np.concatenate(dealt)) == list(range(len(given)))
+    of = [{given[i].scene for i in fold} for fold in dealt]
     if len(set(scenes)) >= 3:
         assert sum(map(len, of)) == len(set(scenes))
 
 
 def test_tiles_of_one_picture_part_only_where_they_must():
     grid = [Tile("a", "town", f"p{n // 2}", 256 * (n % 2), 0) for n in range(8)]
-    folds = few.folds_of(grid, 0)
-    for fold in folds:
+    for fold in folds.folds_of(grid, 0):
         assert {n ^ 1 for n in fold.tolist()} == {*fold.tolist()}
-    assert len(few.folds_of([Tile("a", "town", "p", 256 * n, 0) for n in range(5)], 0)) == 3
+    assert len(folds.folds_of([Tile("a", "town", "p", 256 * n, 0) for n in range(5)], 0)) == 3
     with pytest.raises(InputError, match="at least 3 labelled tiles"):
-        few.folds_of(tiles("a", "b"), 0)
+        folds.folds_of(tiles("a", "b"), 0)
 
 
 @pytest.mark.parametrize(
     "init, given, count, expected",
     [
-        ("bundled", {}, few.FEW - 1, (FOLDS, few.EPOCHS)),
+        ("bundled", {}, folds.FEW - 1, (FOLDS, folds.EPOCHS)),
         ("bundled", {"epochs": 3}, 10, (FOLDS, 3)),
-        ("bundled", {}, few.FEW, ("scene", 30)),
+        ("bundled", {}, folds.FEW, ("scene", 30)),
         ("bundled", {"split": "scene"}, 10, ("scene", 30)),
         (None, {}, 10, ("scene", 30)),
-        (None, {"split": FOLDS}, 100, (FOLDS, few.EPOCHS)),
+        (None, {"split": FOLDS}, 100, (FOLDS, folds.EPOCHS)),
     ],
 )
 def test_it_is_the_way_of_trained_models_and_few_tiles(tmp_path, init, given, count, expected):
     settings = Settings(init=init, **given)
-    found = few.settled(settings, given, tiles(*"a" * count), Run(tmp_path / "run"))
+    found = folds.settled(settings, given, tiles(*"a" * count), Run(tmp_path / "run"))
     assert (found.split, found.epochs) == expected
 
 
@@ -86,7 +85,7 @@ def test_no_model_learns_from_what_it_is_scored_on(tmp_path):
         tiles = tiles(*"aabbccdd")
 
     store = Store(range(8))
-    few.train_folds(make, store, 0, Run(tmp_path / "run"), World())
+    folds.train_folds(make, store, 0, Run(tmp_path / "run"), World())
     assert len(seen) == 3
     for parts in seen:
         assert sorted([*parts["train"], *parts["val"]]) == list(range(8))
@@ -98,7 +97,7 @@ def test_no_model_learns_from_what_it_is_scored_on(tmp_path):
 # ---------------------------------------------------------------- as a user runs it
 
 SHORT = NARROW.replace(
-    "cli.run", "from segment.train import few\nfew.Fold.least_crops = 8\ncli.run"
+    "cli.run", "from segment.train import folds\nfolds.Fold.least_crops = 8\ncli.run"
 )
 
 
@@ -145,27 +144,27 @@ def whole(given):
 def test_it_says_what_it_did_and_which_number_is_what(given, whole):
     run, printed = whole
     assert "6 tiles are too few to hold some out for good: 3 models are scored" in printed
-    assert printed.count("epoch ") == 2 * 4 and few.ABOUT in printed
+    assert printed.count("epoch ") == 2 * 4 and folds.ABOUT in printed
     assert {path.name for path in run.iterdir()} == {
         "config.json", "split.json", "history.csv", "curves.png", "overlay.png", "card.md",
         "best.safetensors", "last.safetensors", "metrics.json",
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
-    assert (metrics["split"], metrics["folds"], metrics["scored"]) == (FOLDS, 3, few.ABOUT)
+    assert (metrics["split"], metrics["folds"], metrics["scored"]) == (FOLDS, 3, folds.ABOUT)
     assert metrics["test"]["pooled"]["tiles"] == 6 and "objects" in metrics["test"]["pooled"]
     parts = json.loads((run / "split.json").read_text())["parts"]
     assert (len(parts["train"]), parts["val"], parts["test"]) == (6, [], [])
     told = load(run / "best.safetensors")[1]["model"]
     assert (told["pixel_size"], told["reading"]["bands"]) == (0.4, [3, 2, 1])
     assert told["threshold"] == metrics["threshold"] and told["trained"]["epoch"] == 2
-    assert told["trained"]["scored"] == few.ABOUT and "val_iou" not in told["trained"]
+    assert told["trained"]["scored"] == folds.ABOUT and "val_iou" not in told["trained"]
     with (run / "history.csv").open() as file:
         assert [row["epoch"] for row in csv.DictReader(file)] == ["1", "2"]
 
 
 def test_lineage_and_licences_are_in_the_card(given, whole):
     card = (whole[0] / "card.md").read_text()
-    for said in ("first-", "mytown", few.ABOUT, "state them here", "Of afar, CC BY-SA 4.0."):
+    for said in ("first-", "mytown", folds.ABOUT, "state them here", "Of afar, CC BY-SA 4.0."):
         assert said in card
     trained = load(whole[0] / "best.safetensors")[1]["model"]["trained"]
     assert trained["began_as"]["trained"]["data"] == ["afar"] and trained["data"] == ["mytown"]
