@@ -11,6 +11,7 @@ from copy import deepcopy
 from functools import partial
 from http.server import SimpleHTTPRequestHandler, ThreadingHTTPServer
 from importlib import import_module
+from importlib.util import find_spec
 from itertools import pairwise
 from pathlib import Path
 from threading import Thread
@@ -53,6 +54,25 @@ def test_stored_outputs(path):
             assert output["output_type"] != "error"
             assert output.get("name") != "stderr", output["text"]
     assert not MACHINE.search(path.read_text(encoding="utf-8"))
+
+
+OURS = {"minicnn", "segment", "api"}
+
+
+@pytest.mark.parametrize("path", NOTEBOOKS, ids=lambda path: path.stem)
+def test_what_is_imported_of_ours_is_there(path):
+    """A name that moved is found at once, not only where the notebook runs."""
+    lines = "\n".join("".join(cell["source"]) for cell in cells(path)).splitlines()
+    code = "\n".join(line for line in lines if not line.lstrip().startswith(("%", "!")))
+    for node in ast.walk(ast.parse(code)):
+        if isinstance(node, ast.Import):
+            for name in (alias.name for alias in node.names):
+                assert name.split(".")[0] not in OURS or find_spec(name), f"import {name}"
+        elif isinstance(node, ast.ImportFrom) and (node.module or "").split(".")[0] in OURS:
+            module = import_module(node.module)
+            for name in (alias.name for alias in node.names):
+                found = hasattr(module, name) or find_spec(f"{node.module}.{name}")
+                assert found, f"from {node.module} import {name}"
 
 
 def test_a_guides_picture_is_what_its_notebook_stores():
