@@ -1,6 +1,6 @@
 """`python -m segment.train`."""
 
 from segment.cli import run
-from segment.train.launch import main
+from segment.train.command import main
 
 run(main)
