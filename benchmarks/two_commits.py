@@ -35,6 +35,7 @@ def cloned(commit: str, folder: Path) -> Path:
 def call(clone: Path, module: str, *options: str) -> None:
     """Run a command of a clone, as it was then."""
     environment = {**os.environ, "PYTHONPATH": str(clone)}
+    environment["MINICNN_NUM_THREADS"] = str(os.cpu_count())  # so that it stays in one process
     command = [sys.executable, "-m", module, *options]
     subprocess.run(command, cwd=clone, env=environment, check=True)
 

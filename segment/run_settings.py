@@ -33,6 +33,7 @@ class Settings:
     precision: str = "float32"  # as of runs before it could be chosen
     bands: tuple[int, int, int] | None = None  # None: an 8-bit RGB picture
     value_range: tuple[float, float] | str | None = None
+    ranks: int | None = None  # that share its batches, and so decide the last bits; None: unknown
     cache: str | None = None  # decides nothing; a run that is resumed finds its tiles there
 
     @property
@@ -42,7 +43,7 @@ class Settings:
 
 def named(options: argparse.Namespace) -> dict[str, Any]:
     """The options that were named on the command line."""
-    given = {f.name: getattr(options, f.name) for f in fields(Settings)}
+    given: dict[str, Any] = {f.name: getattr(options, f.name, None) for f in fields(Settings)}
     given = {name: value for name, value in given.items() if value is not None}
     if "data" in given:
         given["data"] = tuple(str(to_path(path).resolve()) for path in given["data"])

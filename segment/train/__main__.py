@@ -1,6 +1,6 @@
 """`python -m segment.train`."""
 
 from segment.cli import run
-from segment.train.command import main
+from segment.train.launch import main
 
 run(main)

@@ -66,12 +66,17 @@ SAME = 0.95  # of a pixel size: told ones are rounded
 log = logging.getLogger(__name__)
 
 
-def main(argv: list[str]) -> None:
+# Given the crops of a step, of the whole training, and the ranks of the run that it continues:
+# raises what takes the training to other processes, which begin anew.
+HandOver = Callable[[int, int, int | None], None]
+
+
+def main(argv: list[str], may_hand_over: HandOver | None = None) -> None:
     with join() as world, sharing(world):
-        _train(arguments().parse_args(argv), world)
+        _train(arguments().parse_args(argv), world, may_hand_over)
 
 
-def _train(options: argparse.Namespace, world: World) -> None:
+def _train(options: argparse.Namespace, world: World, may_hand_over: HandOver | None) -> None:
     device = chosen_device(options)
     world.use(device)
     free = free_memory() if device == "gpu" else 0
@@ -93,8 +98,18 @@ def _train(options: argparse.Namespace, world: World) -> None:
     parts = {part: split.indices(store.tiles, part) for part in ("train", "val", "test")}
     make = partial(_trainer, settings, store, device, world)
     trainer = make(folds.Whole if few_tiles else Trainer, parts, folder)
+    own_batches = few_tiles and settings.batch_size > folds.CROPS  # which might not divide
+    if may_hand_over and device == "cpu" and not own_batches:
+        crops = trainer.epochs * trainer.steps_per_epoch * trainer.batch_size
+        may_hand_over(trainer.batch_size, crops, (settings.ranks or 1) if resumes else None)
+    world.speak()
+    if resumes and settings.ranks not in (None, world.count):
+        print(
+            f"ranks: {settings.ranks} when the run began, {world.count} from here on; "
+            "the last bits may differ"
+        )
     if world.rank == 0 and not resumes:
-        _begin(folder, settings, split)
+        _begin(folder, replace(settings, ranks=world.count), split)
         _warn_of_one_class(store, parts)
     sizes = ", ".join(f"{len(indices)} {part}" for part, indices in parts.items())
     print(f"{len(store):,} tiles ({sizes}) on {where(device)}, batches of {trainer.batch_size}")

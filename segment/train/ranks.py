@@ -29,6 +29,8 @@ from segment.errors import InputError
 # Where launchers say how many processes they started (or, the third, on this node at least).
 LAUNCHERS = ("PMI_SIZE", "OMPI_COMM_WORLD_SIZE", "MPI_LOCALNRANKS", "SLURM_STEP_NUM_TASKS")
 NODES = "AWS_BATCH_JOB_NUM_NODES"  # each of which starts the job's command, launcher or not
+THREADS = "MINICNN_NUM_THREADS"
+HANDED_OVER = "MINICNN_HANDED_OVER"  # set where one process has begun what ranks go on with
 POLL = 0.01  # seconds between two looks at whether the others have come
 GRACE = 5  # seconds after which a rank that fails is taken to be the only one
 
@@ -74,6 +76,9 @@ class World(Ranks):
 
     def use(self, device: str) -> None:
         """Settle on a device, before its memory is looked at."""
+
+    def speak(self) -> None:
+        """From here on, say what the process that handed over has not said."""
 
     def share(self, f: Callable[[], T]) -> T:
         """What `f` returns on rank 0, which alone calls it."""
@@ -121,15 +126,16 @@ class Mpi(World):
         self.flat: Array = None
 
     def __enter__(self) -> "Mpi":
-        if self.rank > 0:
+        if self.rank > 0 or HANDED_OVER in os.environ:
             sys.stdout = sys.stderr = open(os.devnull, "w")
-        if "MINICNN_NUM_THREADS" not in os.environ:
-            cores = len(set().union(*self.node.allgather(_cores())))  # Open MPI may share them out
-            set_num_threads(max(1, cores // self.node.size))
+        if THREADS not in os.environ:
+            count = len(set().union(*self.node.allgather(cores())))  # Open MPI may share them out
+            set_num_threads(max(1, count // self.node.size))
         return self
 
     def __exit__(self, kind: object, error: BaseException | None, trace: object) -> None:
         """All ranks leave together; one that fails alone takes the others with it."""
+        self.speak()
         if self._all_come(self.exits, None if error is None else GRACE) or error is None:
             return
         try:
@@ -165,6 +171,10 @@ class Mpi(World):
             self.nccl = start(self.count, self.rank, use_mpi=True)  # MPI hands out NCCL's key
         except RuntimeError as error:
             raise InputError(f"GPUs on several ranks need NCCL: {error}") from None
+
+    def speak(self) -> None:
+        if self.rank == 0:
+            sys.stdout, sys.stderr = sys.__stdout__, sys.__stderr__
 
     def share(self, f: Callable[[], T]) -> T:
         return self.comm.bcast(f() if self.rank == 0 else None)
@@ -236,7 +246,7 @@ class Mpi(World):
         return True
 
 
-def _cores() -> set[int]:
+def cores() -> set[int]:
     """The cores that this process may use."""
     if hasattr(os, "sched_getaffinity"):
         return os.sched_getaffinity(0)

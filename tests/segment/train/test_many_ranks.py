@@ -2,12 +2,16 @@
 real moments."""
 
 import csv
+import fcntl
 import json
 import os
+import pty
 import random
 import signal
+import struct
 import subprocess
 import sys
+import termios
 import time
 from contextlib import suppress
 from pathlib import Path
@@ -17,6 +21,7 @@ import pytest
 
 from minicnn.checkpoint import load
 from segment.synthetic.scenes import write_scenes
+from segment.train import launch
 
 ROOT = Path(__file__).parents[3]
 NARROW = """
@@ -36,7 +41,15 @@ def fit_and_tell(self):
     arrays = {{name: to_host(array) for name, array in net_arrays(self.net).items()}}
     np.savez(self.run.folder / f"rank{{self.world.rank}}.npz", **arrays)
 
-trainer.Trainer.fit = fit_and_tell
+def note_and_tell(self, note=trainer.Stop.__enter__):
+    note(self)
+    if "PMI_SIZE" in os.environ:  # by all ranks
+        from mpi4py import MPI
+        MPI.COMM_WORLD.Barrier()
+    print("signals are noted")
+    return self
+
+trainer.Trainer.fit, trainer.Stop.__enter__ = fit_and_tell, note_and_tell
 {more}
 cli.run(command.main)
 """
@@ -64,7 +77,7 @@ def folders(tmp_path_factory):
 def start(mpiexec, folders):
     """Start a training of a narrow net on some ranks; one rank is a process as ever."""
 
-    def start(out, *options, ranks=2, save_seconds=300, more="", **environment):
+    def start(out, *options, ranks=2, save_seconds=300, more="", pass_fds=(), **environment):
         launcher = [mpiexec, "-n", ranks] if ranks > 1 else []
         script = NARROW.format(save_seconds=save_seconds, more=more)
         command = [*launcher, sys.executable, "-u", "-c", script, "--data", folders[0]]
@@ -74,6 +87,7 @@ def start(mpiexec, folders):
             [str(part) for part in (*command, *options)],
             cwd=ROOT,
             env={**os.environ, **environment},
+            pass_fds=pass_fds,
             text=True,
             stdout=subprocess.PIPE,
             stderr=subprocess.PIPE,
@@ -93,9 +107,12 @@ def finish(process, code=0):
 
 
 def begun(process):
-    """Wait until the training begins."""
-    while "tiles" not in (line := process.stdout.readline()):
-        assert line, process.communicate()
+    """Wait until the training begins, and finishes its batch when a signal comes: what it said."""
+    said = []
+    while "signals are noted\n" not in said:
+        said.append(process.stdout.readline())
+        assert said[-1], process.communicate()
+    return said
 
 
 def history(run):
@@ -242,6 +259,123 @@ def test_three_ranks_share_what_does_not_divide(start, tmp_path):
         assert row["train_loss"] == pytest.approx(other["train_loss"], rel=2e-3)
     one, three = (json.loads((tmp_path / n / "metrics.json").read_text())["test"] for n in "13")
     assert one.keys() == three.keys() and one["pooled"]["tiles"] == three["pooled"]["tiles"]
+
+
+# ---------------------------------------------------------------------------- started by itself
+
+BY_ITSELF = """
+from segment.train import launch
+launch.WORTH, launch.cores, launch._rationed = 0, lambda: {0, 1}, lambda cores: False
+"""
+COMMAND = "cli.run(launch.main)"
+
+
+def ranks_of(run):
+    return json.loads((run / "config.json").read_text())["ranks"]
+
+
+def test_a_training_goes_on_as_ranks_by_itself(start, pair, tmp_path):
+    """The same bits, words and codes as if mpiexec had been typed; what was said is said once."""
+    process = start(tmp_path / "run", "--resume", ranks=1, more=BY_ITSELF + COMMAND)
+    said = "".join(begun(process))
+    assert said.count("holds no run yet") == said.count(" tiles (") == 1
+    os.kill(process.pid, signal.SIGTERM)
+    _, err = finish(process, 143)
+    assert err.count("--resume") == 1 and err.count("\n") == 1 and ranks_of(tmp_path / "run") == 2
+    out, err = finish(start(tmp_path / "run", "--resume", ranks=1, more=BY_ITSELF + COMMAND))
+    assert out.count(" tiles (") == 1 and "ranks:" not in out and err == ""
+    same_bits(tmp_path / "run", pair[0])
+
+
+def test_an_error_after_the_start_of_ranks_is_one_line(start, tmp_path):
+    more = BY_ITSELF + COMMAND
+    out, err = finish(start(tmp_path / "run", "--lr", "1e30", ranks=1, more=more), code=2)
+    assert out.count(" tiles (") == 1 and "diverged" in err and err.count("\n") == 1
+
+
+@pytest.mark.parametrize(
+    "trial, why",
+    [
+        ("import sys; sys.exit('no sockets here')", "no sockets here"),
+        ("import sys; sys.exit(3)", "mpiexec ended with code 3"),
+        ("import time; time.sleep(60)", "timed out after 1 seconds"),
+    ],
+)
+def test_where_ranks_cannot_be_had_one_process_trains_and_says_so(start, tmp_path, trial, why):
+    more = (
+        BY_ITSELF + f"launch.TRIAL, launch.PATIENCE = {trial!r}, {60 if 'exit' in trial else 1}\n"
+    )
+    out, err = finish(start(tmp_path / "run", "--epochs", "1", ranks=1, more=more + COMMAND))
+    (said,) = [line for line in out.splitlines() if line.startswith("one process trains")]
+    assert why in said and err == "" and ranks_of(tmp_path / "run") == 1
+
+
+def test_a_run_goes_on_with_the_ranks_it_began_with_or_says_so(start, pair, tmp_path):
+    """A run of before the number was kept goes on alone, and what was started so says nothing."""
+    more = BY_ITSELF + COMMAND
+    for name, began, environment in (("old", 1, {}), ("two", 2, {"MINICNN_NUM_THREADS": "1"})):
+        process = start(tmp_path / name, ranks=began)
+        begun(process)
+        process.terminate()
+        finish(process, 143)
+        config = json.loads((tmp_path / name / "config.json").read_text())
+        assert config.pop("ranks") == began
+        if name == "old":
+            (tmp_path / name / "config.json").write_text(json.dumps(config))
+        out, err = finish(start(tmp_path / name, "--resume", ranks=1, more=more, **environment))
+        changed = "ranks: 2 when the run began, 1 from here on; the last bits may differ"
+        assert (changed in out) == (name == "two") and err == ""
+
+
+def test_the_progress_bar_of_ranks_is_seen(start, tmp_path):
+    """They have no terminal of their own: the one of the process that started them is theirs."""
+    ours, theirs = pty.openpty()
+    fcntl.ioctl(theirs, termios.TIOCSWINSZ, struct.pack("4H", 24, 60, 0, 0))
+    more = BY_ITSELF + f"os.dup2({theirs}, 2)\n" + COMMAND
+    process = start(tmp_path / "run", "--epochs", "1", ranks=1, more=more, pass_fds=(theirs,))
+    os.close(theirs)
+    shown = b""
+    with suppress(OSError):  # what Linux says at the end
+        while some := os.read(ours, 4096):
+            shown += some
+    finish(process)
+    lines = shown.decode().replace("\r", "\n").splitlines()
+    bars = [line for line in lines if line.startswith("epoch 1/1") and "crop" in line]
+    assert bars and max(map(len, lines)) < 60
+
+
+@pytest.mark.parametrize(
+    "batch, crops, began, cores, environment, ranks",
+    [
+        (8, 10**6, None, 1, {}, 1),
+        (8, 10**6, None, 2, {}, 2),
+        (8, 10**6, None, 3, {}, 1),  # a third core would idle
+        (8, 10**6, None, 4, {}, 4),
+        (8, 10**6, None, 6, {}, 2),
+        (8, 10**6, None, 64, {}, 4),  # of 16 threads each
+        (7, 10**6, None, 2, {}, 1),
+        (8, 100, None, 2, {}, 1),
+        (8, 100, 2, 2, {}, 2),
+        (8, 10**6, 1, 2, {}, 1),
+        (8, 10**6, 8, 8, {}, 8),
+        (8, 10**6, 8, 4, {}, 4),  # which is said
+        (8, 10**6, None, 2, {"MINICNN_NUM_THREADS": "2"}, 1),
+        (8, 10**6, 2, 2, {"PMI_SIZE": "1"}, 1),
+    ],
+)
+def test_how_many_ranks_a_training_takes(
+    batch, crops, began, cores, environment, ranks, monkeypatch, tmp_path
+):
+    monkeypatch.setattr(launch, "CPU_SHARE", tmp_path / "cpu.max")
+    assert launch.ranks_for(batch, crops, began, cores, environment) == ranks
+    for text, rationed in (
+        ("max 100000", False),
+        (f"{cores}00000 100000", False),
+        ("50 100", True),
+    ):
+        (tmp_path / "cpu.max").write_text(text + "\n")
+        told = launch.ranks_for(batch, crops, began, cores, environment)
+        assert told == (1 if rationed else ranks)
 
 
 # ---------------------------------------------------------------------------- GPUs
