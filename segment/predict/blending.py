@@ -16,6 +16,7 @@ from numpy.typing import NDArray
 
 WINDOW = 512  # pixels: wider than the tiles of training, for less overlap and more context
 BATCH = 4
+FEW = 32  # rows
 
 Floats = NDArray[np.float32]
 Box = tuple[slice, slice]  # rows and columns of an image, with whole numbers for both ends
@@ -150,23 +151,43 @@ def resampled_bands(
     """
     rows, cols = box or (slice(0, to[0]), slice(0, to[1]))
     source = source_box(shape, to, box) if box else (slice(0, shape[0]), slice(0, shape[1]))
-    above, below, share = (part[rows] for part in _between(shape[0], to[0]))
-    left, right, across = (part[cols] for part in _between(shape[1], to[1]))
-    left, right = left - source[1].start, right - source[1].start
+    above, below, share = _between(shape[0], to[0])
+    above, below, share = above[rows], below[rows], share[rows]
+    left, right, across = _between(shape[1], to[1])
+    left, right = left[cols] - source[1].start, right[cols] - source[1].start
+    across = across[cols]
     held = np.empty((0, len(across)), np.float32)
     first, row = source[0].start, 0  # `first`: the first row held
     for band in bands:
-        band = band[:, left] * (1 - across) + band[:, right] * across
-        held = np.concatenate([held, band])
+        wide = np.empty((len(band), len(across)), np.float32)
+        for some in _few(0, len(band)):
+            wide[some] = _mix(band[some].take(left, 1), band[some].take(right, 1), across)
+        held = np.concatenate([held, wide])
         ready = int(np.searchsorted(below, first + len(held)))
         while row < ready:
             part = slice(row, min(row + WINDOW, ready))
-            down = share[part, None]
-            yield held[above[part] - first] * (1 - down) + held[below[part] - first] * down
+            made = np.empty((part.stop - row, len(across)), np.float32)
+            for some in _few(row, part.stop):
+                upper, lower = held.take(above[some] - first, 0), held.take(below[some] - first, 0)
+                made[some.start - row : some.stop - row] = _mix(upper, lower, share[some, None])
+            yield made
             row = part.stop
         if row < len(share):
             drop = min(above[row] - first, len(held))
             held, first = held[drop:], first + drop
+
+
+def _few(start: int, stop: int) -> Iterator[slice]:
+    """Rows, so few at a time that what is made of them stays in the cache."""
+    return (slice(row, min(row + FEW, stop)) for row in range(start, stop, FEW))
+
+
+def _mix(one: Floats, other: Floats, share: Floats) -> Floats:
+    """So much of the other, the rest of the one; both are overwritten."""
+    one *= 1 - share
+    other *= share
+    one += other
+    return one
 
 
 def source_box(shape: tuple[int, int], to: tuple[int, int], box: Box) -> Box:
