@@ -68,7 +68,7 @@ audit: .venv/audit
 	touch $@
 
 .venv/core: .venv/pip setup.cfg
-	$(PIP) --editable .[vector]
+	$(PIP) --editable .[vector,mpi]
 	touch $@
 
 .venv/test: .venv/core setup.cfg

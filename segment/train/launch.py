@@ -53,11 +53,12 @@ def may_hand_over(batch: int, crops: int, began: int | None) -> None:
     began: the number of ranks of the run that this one continues; None if it is a new one.
     """
     count = ranks_for(batch, crops, began, len(cores()), os.environ)
-    if count > 1 and (mpiexec := _mpiexec()):
-        if why := _fails(mpiexec, count):
-            print(f"one process trains, where {count} would be faster: {why}")
-        else:
-            raise Wish(count)
+    if count == 1:
+        return
+    if why := _fails(count):
+        print(f"one process trains, where {count} would be faster: {why}")
+    else:
+        raise Wish(count)
 
 
 def ranks_for(
@@ -90,8 +91,11 @@ def _mpiexec() -> str | None:
     return shutil.which("mpiexec", path=str(Path(sys.executable).parent))
 
 
-def _fails(mpiexec: str, count: int) -> str:
-    """Why ranks can't be had here: no sockets, no shared memory, another library; or nothing."""
+def _fails(count: int) -> str:
+    """Why ranks can't be had here: no MPI, no sockets, no shared memory; or nothing."""
+    mpiexec = _mpiexec()
+    if not mpiexec:
+        return "pip install mpi4py mpich"
     try:
         trial = subprocess.run(
             [mpiexec, "-n", str(count), sys.executable, "-c", TRIAL, str(count)],

@@ -310,6 +310,13 @@ def test_where_ranks_cannot_be_had_one_process_trains_and_says_so(start, tmp_pat
     assert why in said and err == "" and ranks_of(tmp_path / "run") == 1
 
 
+def test_without_mpi_one_process_trains_and_says_what_to_install(start, tmp_path):
+    more = BY_ITSELF + "launch.find_spec = lambda name: None\n"
+    out, err = finish(start(tmp_path / "run", "--epochs", "1", ranks=1, more=more + COMMAND))
+    assert "2 would be faster: pip install mpi4py mpich\n" in out and err == ""
+    assert ranks_of(tmp_path / "run") == 1
+
+
 def test_a_run_goes_on_with_the_ranks_it_began_with_or_says_so(start, pair, tmp_path):
     """A run of before the number was kept goes on alone, and what was started so says nothing."""
     more = BY_ITSELF + COMMAND
