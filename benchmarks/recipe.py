@@ -338,8 +338,10 @@ def main() -> None:
     store = open_store(find_scenes(args.data), pixel_size=args.learn_at, cache=args.cache)
     moved = args.moved and open_store(find_scenes(args.moved), None, args.learn_at, args.cache)
     setting = f"{args.tiles:,} tiles at {args.learn_at:g} m"
-    setting += f", from {Path(args.init).name}" * bool(args.init)
-    setting += f", rate {args.lr:g}" * bool(args.lr)
+    if args.init:
+        setting += f", from {Path(args.init).name}"
+    if args.lr:
+        setting += f", rate {args.lr:g}"
     setting += ", also scored by moved labels" * bool(args.moved)
     for seed in args.seeds:
         for row in args.rows:

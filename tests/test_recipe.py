@@ -1,5 +1,8 @@
 """The recipes of benchmarks/recipe.py: a fair reference, and views whose labels stay true."""
 
+import sys
+from functools import partial
+
 import numpy as np
 import pytest
 
@@ -8,6 +11,8 @@ from minicnn.layers import Conv2d
 from minicnn.optim import Muon
 from segment.data.labels import IGNORE
 from segment.data.tiles import FULL, TILE, Picture, Tile, TileStore
+from segment.synthetic.draw import CITIES
+from segment.synthetic.scenes import write_scenes
 
 pytestmark = pytest.mark.torch
 torch = pytest.importorskip("torch", reason="no PyTorch")
@@ -41,6 +46,24 @@ def test_pytorch_learns_the_same_from_the_same_batches(store):
         )
         np.testing.assert_allclose(other["encoder0.0.mean"], mine["encoder0.0.mean"], atol=5e-3)
     assert (ours[0]["head.w"] != ours[1]["head.w"]).any()
+
+
+def test_the_command_writes_a_row_for_each_recipe_and_measures_none_twice(
+    monkeypatch, tmp_path, capsys
+):
+    write_scenes(tmp_path / "data", CITIES[:3], scenes_per_city=1, size=TILE, seed=0)
+    monkeypatch.setattr(recipe, "FOLDER", tmp_path)
+    monkeypatch.setattr(recipe, "write", partial(recipe.write, folder=tmp_path))
+    options = ["--data", str(tmp_path / "data"), "--cache", str(tmp_path / "cache"), "--tiles", "1"]
+    options += ["--split", "city", "--learn-at", "0.3", "--rows", "default", "mirrored"]
+    monkeypatch.setattr(sys, "argv", ["recipe", *options])
+    recipe.main()
+    assert "default 0 {'pooled'" in capsys.readouterr().out
+    text = (tmp_path / "recipe.md").read_text()
+    assert "## 1 tiles at 0.3 m\n" in text
+    assert "| default | 1 |" in text and "| mirrored | 1 |" in text
+    recipe.main()
+    assert "default 0" not in capsys.readouterr().out
 
 
 def test_pytorchs_muon_takes_the_same_steps(rng):
