@@ -3,6 +3,7 @@
 gunicorn -c docker/gunicorn.conf.py "api:create_app()"
 """
 
+import logging
 import os
 import shutil
 import tempfile
@@ -48,13 +49,14 @@ logconfig_dict = {
     "disable_existing_loggers": False,
     "formatters": {"json": {"()": JsonFormatter}},
     "handlers": {"stderr": {"class": "logging.StreamHandler", "formatter": "json"}},
-    "root": {"level": "WARNING", "handlers": ["stderr"]},
+    "root": {"level": "WARNING", "handlers": ["stderr"]},  # Python's warnings, too
     "loggers": {
         "gunicorn.error": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
         "rasterio": {"level": "CRITICAL"},  # what GDAL says of broken uploads is in the answer
         "api": {"level": "INFO", "handlers": ["stderr"], "propagate": False},
     },
 }
+logging.captureWarnings(True)  # as text they would break a log of JSON
 
 
 def post_worker_init(worker):

@@ -1,7 +1,14 @@
 """What the service refuses and how it says so."""
 
+import json
+import subprocess
+import sys
+from pathlib import Path
+
 import requests
 from serving import problem, scene
+
+ROOT = Path(__file__).parents[2]
 
 
 def test_errors_are_problems(server):
@@ -39,3 +46,16 @@ def test_every_answer_has_its_headers_and_request_id(server):
     forged = server.get("/healthz", headers={"X-Request-ID": 'x" evil'}).headers["X-Request-ID"]
     assert len(forged) == 16
     assert any(line.get("request_id") == "from.client-1" for line in server.lines())
+
+
+def test_a_warning_is_a_line_of_the_log_as_any_other():
+    code = """
+import logging.config, runpy, warnings
+settings = runpy.run_path("docker/gunicorn.conf.py")
+logging.config.dictConfig(settings["logconfig_dict"])
+warnings.warn("the roof leaks")
+"""
+    run = [sys.executable, "-c", code]
+    done = subprocess.run(run, cwd=ROOT, capture_output=True, text=True, check=True)
+    (line,) = map(json.loads, done.stderr.splitlines())
+    assert "the roof leaks" in line["message"] and line["level"] == "warning"
