@@ -165,7 +165,7 @@ def add_outlines(to: argparse.ArgumentParser) -> None:
         type=area_or_length,
         default=0.0,
         metavar="M2",
-        help="drop smaller outlines; default: what the model was calibrated to drop",
+        help="drop smaller outlines; default: the size that the model was calibrated to drop",
     )
     to.add_argument(
         "--simplify",

@@ -21,6 +21,7 @@ THRESHOLDS = (0.35, 0.4, 0.45, 0.5, 0.55, 0.6, 0.7)  # of outlines, where masks 
 SMOOTHINGS = (0.5, 1.0, 2.0)  # pixels
 PROMINENCES = (0.12, 0.25, 0.5, 0.75, 1.0, 1.5, 2.0, 3.0, 12.0)  # log-odds; the last parts nothing
 SMALLEST = (0, 10, 20, 30, 45, 60, 80, 100)  # pixels
+SURE = (0.0, 0.5, 0.55, 0.6, 0.65, 0.7, 0.75)  # mean probabilities
 FEW = 50  # true buildings of a city: its voice is half that of one with very many
 SHARE = 0.1  # of a true building: the least that counts as a piece of it
 
@@ -87,8 +88,8 @@ def calibrate_separation(samples: Iterable[Sample], threshold: float) -> Separat
 
     `samples` are (city, probabilities (H, W), labels (H, W)) of tiles at the model's pixel size,
     `threshold` the one of its masks; 128 tiles will do (`spread`). The outlines' threshold is
-    chosen first, then prominence and smoothing at it, then what is too small to be a building. Of
-    equals the lowest threshold is taken, then the largest prominence: it parts the least.
+    chosen first, then prominence and smoothing at it, then what is too small to be a building, and
+    what too doubtful. Of equals the lowest is taken, but the largest prominence: it parts least.
     """
     tiles = [
         (city, truth_of(label), marks(probability, (probability >= threshold) & (label <= 1)))
@@ -105,7 +106,8 @@ def calibrate_separation(samples: Iterable[Sample], threshold: float) -> Separat
         for least in reversed(PROMINENCES)
     ]
     best = _best(tiles, ways) or best
-    return _best(tiles, [replace(best, smallest=pixels) for pixels in SMALLEST]) or best
+    best = _best(tiles, [replace(best, smallest=pixels) for pixels in SMALLEST]) or best
+    return _best(tiles, [replace(best, sure=least) for least in SURE]) or best
 
 
 def _best(
@@ -122,7 +124,7 @@ def _best(
             (how.threshold, how.smoothing): Relief(how.kept(mark), how.smoothing) for how in ways
         }
         found = [
-            match(truth, without_crumbs(relief.numbered(how.prominence), how.smallest))[0]
+            match(truth, without_crumbs(relief.numbered(how.prominence), mark, how))[0]
             for how in ways
             for relief in [reliefs[how.threshold, how.smoothing]]
         ]

@@ -217,9 +217,9 @@ def _finished(
     outlines = shapely.normalize(np.array([_one(group) for group in groups if len(group)], object))
     pixels = np.bincount(building, done.pixels, len(tops))
     mass = np.bincount(building, done.mass, len(tops))
-    whole = pixels >= how.smallest
-    sure = mass[whole] / pixels[whole] / 1e6
-    made = Buildings(outlines[whole], done.peak[tops][whole] + 1, sure)
+    held = how.holds(pixels, mass)
+    sure = mass[held] / pixels[held] / 1e6
+    made = Buildings(outlines[held], done.peak[tops][held] + 1, sure)
     return made, parts[left], between[waiting]
 
 

@@ -10,6 +10,7 @@ blocks of a scene give the same bits as the scene.
 
 import math
 from dataclasses import dataclass, replace
+from typing import Any
 
 import numpy as np
 from numpy.typing import NDArray
@@ -30,14 +31,15 @@ class Separation:
     peak to be a building. smoothing: the standard deviation, in pixels, of the Gaussian that it is
     smoothed with beforehand. threshold: the probability from which a pixel is in an outline, where
     that is more than what masks are cut at: masks are right most often, pixel by pixel, at a low
-    threshold, which fills the gaps between houses. smallest: the pixels of the smallest building;
-    what is parted and has fewer is a crumb, and dropped.
+    threshold, which fills the gaps between houses. smallest: the pixels of the smallest building.
+    sure: the least mean probability of one. What is parted and has less of either is dropped.
     """
 
     prominence: float = 0.5
     smoothing: float = 1.5
     threshold: float = 0.0
     smallest: float = 0.0
+    sure: float = 0.0
 
     @property
     def least(self) -> float:
@@ -56,9 +58,9 @@ class Separation:
         return replace(self, smoothing=smoothing, smallest=round(self.smallest * scale**2))
 
     def obeying(self, threshold: float | None, min_area: float = 0.0) -> "Separation":
-        """The same where a threshold for masks was asked for: then outlines have no other; and
-        where a least area was: then that alone decides what is dropped."""
-        how = self if threshold is None else replace(self, threshold=0.0)
+        """The same where a threshold for masks was asked for: then outlines have no other, however
+        unsure; and where a least area was: then no other size decides what is dropped."""
+        how = self if threshold is None else replace(self, threshold=0.0, sure=0.0)
         return replace(how, smallest=0.0) if min_area else how
 
     def kept(self, mark: NDArray[np.uint8]) -> NDArray[np.uint8]:
@@ -67,6 +69,11 @@ class Separation:
             return mark
         least = marks(np.array([self.threshold], np.float32), np.array([True]))
         return np.where(mark >= least, mark, np.uint8(0))
+
+    def holds(self, pixels: Ints, mass: NDArray[Any]) -> NDArray[np.bool_]:
+        """Which of n parts are buildings, by their pixels and the sum of `confidence` over them."""
+        held: NDArray[np.bool_] = (pixels >= self.smallest) & (mass >= 1e6 * self.sure * pixels)
+        return held
 
 
 TOGETHER = Separation(math.inf, 0.0)  # what touches by a side stays one
@@ -259,11 +266,14 @@ class Relief:
 def numbered(mark: NDArray[np.uint8], how: Separation) -> NDArray[np.int32]:
     """The buildings of a whole picture of `marks`, as `Relief.numbered` has them, less crumbs."""
     relief = Relief(how.kept(mark), how.smoothing)
-    return without_crumbs(relief.numbered(how.prominence), how.smallest)
+    return without_crumbs(relief.numbered(how.prominence), mark, how)
 
 
-def without_crumbs(number: NDArray[np.int32], smallest: float) -> NDArray[np.int32]:
-    """The buildings that have at least so many pixels, numbered from 1 again."""
-    kept = np.bincount(number.ravel()) >= smallest
-    kept[0] = False
-    return np.where(kept, np.cumsum(kept), 0).astype(np.int32)[number]
+def without_crumbs(
+    number: NDArray[np.int32], mark: NDArray[np.uint8], how: Separation
+) -> NDArray[np.int32]:
+    """What is large enough, and the network sure enough of, numbered from 1 again."""
+    pixels = np.bincount(number.ravel())
+    held = how.holds(pixels, np.bincount(number.ravel(), confidence(mark).ravel()))
+    held[0] = False
+    return np.where(held, np.cumsum(held), 0).astype(np.int32)[number]

@@ -77,7 +77,27 @@ def test_what_is_smaller_than_any_building_is_dropped():
     assert f1(*with_sheds(9), how, 0.5) == 1.0
     assert f1(*with_sheds(9), replace(how, smallest=0), 0.5) == pytest.approx(2 * 4 / (4 + 16))
     plain = calibrate_separation([("town", *with_sheds(seed, number=0)) for seed in range(3)], 0.5)
-    assert plain.smallest == 0  # where nothing is gained, nothing is dropped
+    assert plain.smallest == plain.sure == 0  # where nothing is gained, nothing is dropped
+
+
+def with_doubts(seed):
+    """Houses with a sure core and a faint rim, and as large places that are as faint all over."""
+    rng = np.random.default_rng(seed)
+    probability, label = np.full((70, 70), 0.05, np.float32), np.zeros((70, 70), np.uint8)
+    for row in (5, 40):
+        for col, house in ((5, True), (40, False)):
+            probability[row : row + 12, col : col + 12] = 0.5
+            if house:
+                probability[row + 2 : row + 10, col + 2 : col + 10] = 0.9
+                label[row : row + 12, col : col + 12] = 1
+    return (probability + rng.uniform(-0.01, 0.01, probability.shape)).astype(np.float32), label
+
+
+def test_what_the_network_is_not_sure_enough_of_is_dropped():
+    how = calibrate_separation([("town", *with_doubts(seed)) for seed in range(3)], 0.3)
+    assert 0.5 < how.sure < 0.68
+    assert f1(*with_doubts(9), how, 0.3) == 1.0
+    assert f1(*with_doubts(9), how.obeying(0.3), 0.3) == pytest.approx(2 * 2 / (2 + 4))
 
 
 def test_a_handful_of_buildings_does_not_decide_for_all():

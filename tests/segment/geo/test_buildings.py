@@ -53,6 +53,7 @@ def scene(height, width, share, seed):
             Separation(0.3, 1.2),
             Separation(0.3, 1.2, 0.6),
             Separation(0.3, 1.2, smallest=7),
+            Separation(0.3, 1.2, smallest=2, sure=0.6),
         ]
     ),
     st.integers(0, 2**32 - 1),
