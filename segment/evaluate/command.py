@@ -57,7 +57,8 @@ def evaluate_tiles(
 ) -> Findings:
     """Findings on the tiles `indices`, at the model's own threshold and separation."""
     batches, info = predictions(model, store, indices, batch_size), model.info
-    return examine(batches, len(indices), info.threshold, store.pixel_size, info.separation)
+    how = info.separation.on(store.pixel_size, info.pixel_size)
+    return examine(batches, len(indices), info.threshold, store.pixel_size, how)
 
 
 def calibrated(model: Model, store: TileStore, indices: NDArray[np.intp]) -> Separation:

@@ -75,10 +75,13 @@ def test_its_card_gives_its_scores_in_places_it_was_not_trained_on(tmp_path, pho
     tiles = make_split(store.tiles, str(SPLIT), 0).indices(store.tiles, "test")
     findings = evaluate_tiles(model, store, tiles)
     cities = findings.summary([store.tiles[i] for i in tiles])["cities"]
-    rows = re.findall(r"^\| ([\w-]+) \| (\d+) \| ([\d.]+) \| ([\d.]+) \| ([\d.]+) \|", CARD, re.M)
+    rows = re.findall(r"^\| ([\w-]+) \| (\d+) " + r"\| ([\d.]+) " * 6, CARD, re.M)
     assert {name for name, *_ in rows} == set(cities)
     for name, count, *figures in rows:
         scores = cities[name]
         assert int(count) == scores["tiles"]
-        expected = scores["iou"], scores["accuracy"], scores["background"]["accuracy"]
-        assert [float(figure) for figure in figures] == pytest.approx(expected, abs=0.0006)
+        expected = [scores["iou"], scores["accuracy"], scores["background"]["accuracy"]]
+        expected += [scores["precision"], scores["recall"]]
+        *of_pixels, of_buildings = map(float, figures)
+        assert of_pixels == pytest.approx(expected, abs=0.0006)
+        assert of_buildings == pytest.approx(scores["objects"]["f1"], abs=0.006)

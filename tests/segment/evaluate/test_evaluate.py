@@ -196,6 +196,16 @@ def test_a_pixel_size_that_the_files_do_not_say_is_told(tmp_path, data, run, cap
     assert tiles == {"": 2, "0.3": 2, "0.6": 8}
 
 
+def test_the_smallest_building_is_as_large_on_tiles_of_another_size(tmp_path, data):
+    """Of 0.6 m pixels a roof has 4,290 and 2,585 in two tiles; of their own four times that."""
+    model = Redness()
+    model.info = ModelInfo(threshold=0.9, pixel_size=0.6, separation=Separation(smallest=3000))
+    scenes = [replace(scene, pixel_size=0.3) for scene in find_scenes([data])]
+    store = open_store(scenes, pixel_size=0.3, cache=tmp_path / "cache")
+    found = evaluate_tiles(model, store, np.arange(2)).summary(store.tiles[:2])["pooled"]["objects"]
+    assert (found["true"], found["predicted"], found["merged"]) == (2, 1, 0)
+
+
 def test_the_report_goes_into_the_run_or_where_it_is_told(tmp_path, data, run, capsys):
     cache = ["--cache", str(tmp_path / "cache")]
     main(["--model", str(run), *cache, "--report"])
