@@ -36,7 +36,7 @@ from segment.data.labels import IGNORE
 from segment.data.scenes import find_scenes
 from segment.data.splits import make_split
 from segment.data.tiles import FULL, TILE, TileStore, open_store
-from segment.evaluate.command import evaluate_tiles, predictions
+from segment.evaluate.command import evaluate_tiles, labels_of, predictions
 from segment.evaluate.metrics import calibrate, histogram
 from segment.evaluate.objects import calibrate_separation, spread
 from segment.geo.separate import Relief
@@ -289,10 +289,11 @@ def score(net: UNet, store: TileStore, parts: dict[str, NDArray[Any]]) -> dict[s
     the cities' mean, F1 of whole buildings, and the IoU of each city."""
     val, test = (thinned(store, parts[part], part) for part in ("val", "test"))
     model = Model(net, ModelInfo(pixel_size=store.pixel_size))
-    found = np.concatenate([batch for _, batch, _ in predictions(model, store, val)])
-    labels, cities = store.labels[val], np.array([store.tiles[i].city for i in val])
+    found = np.concatenate([batch for _, batch, *_ in predictions(model, store, val)])
+    labels, truths = labels_of(store, val)
+    cities = np.array([store.tiles[i].city for i in val])
     threshold, _ = calibrate(histogram(found, labels))
-    samples = ((cities[i], found[i], labels[i]) for i in spread(cities))
+    samples = ((cities[i], found[i], labels[i], truths[i]) for i in spread(cities))
     separation = calibrate_separation(samples, threshold)
     model.info = replace(model.info, threshold=threshold, separation=separation)
     summary = evaluate_tiles(model, store, test).summary([store.tiles[i] for i in test])

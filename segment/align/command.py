@@ -67,15 +67,16 @@ def _align(scene: Scene, model: Model, out: Path) -> Iterator[Row]:
     """Write a scene's moved label; what was found of the picture, then of each building."""
     with open_raster(scene.image, own=True) as dataset:
         size = scene.pixel_size or ground_pixel_size(dataset) or model.info.pixel_size or 1.0
-        label = read_label(scene, dataset)
+        label, apart = read_label(scene, dataset)
+        truth = truth_of(label, apart)
         bands = scene_bands(model, dataset, pixel_size=scene.pixel_size)
         probability = np.concatenate([band.probability for band in bands])
         whole = picture_shift(probability, label, math.ceil(REACH / size))
         step = whole.step if whole.moved else (0, 0)
         seen = _seen_from(probability, step)
-        own = building_shifts(seen, truth_of(label), math.ceil(OWN_REACH / size))
+        own = building_shifts(seen, truth, math.ceil(OWN_REACH / size))
         steps = [(step[0] + s.step[0], step[1] + s.step[1]) if s.moved else step for s in own]
-        moved = moved_label(label, step, steps)
+        moved = moved_label(label, truth, step, steps)
         with write_raster(_mask_of(scene, out), mask_profile(dataset, "uint8")) as file:
             file.write(np.where(moved == 1, 255, 0).astype(np.uint8), 1)
             file.write_mask(moved != 255)

@@ -6,8 +6,6 @@ from dataclasses import dataclass
 import numpy as np
 from numpy.typing import NDArray
 
-from segment.evaluate.objects import truth_of
-
 CLEAR = 0.35  # correlation of label and probability below which a picture is no evidence
 GAIN = 0.02  # of correlation: what a picture's shift must bring
 INSIDE = 0.25  # mean probability on a building, less that around it: below, it is no evidence
@@ -67,18 +65,20 @@ def building_shifts(probability: Floats, number: NDArray[np.int32], reach: int) 
     return shifts
 
 
-def moved_label(label: NDArray[np.uint8], whole: Step, steps: list[Step]) -> NDArray[np.uint8]:
+def moved_label(
+    label: NDArray[np.uint8], numbers: NDArray[np.int32], whole: Step, steps: list[Step]
+) -> NDArray[np.uint8]:
     """The label with every building moved by its step, and what is unknown (255) by `whole`.
 
-    `steps` are of the buildings in `truth_of(label)`. What the picture's shift uncovers at the
+    `steps` are of the buildings 1 to n in `numbers`. What the picture's shift uncovers at the
     edges, and no building is moved to, is unknown.
     """
     height, width = label.shape
     moved = np.full(label.shape, 255, np.uint8)
     into, out_of = _overlap(whole, label.shape)
     moved[into] = np.where(label[out_of] > 1, 255, 0)
-    rows, cols = np.nonzero(label == 1)
-    step = np.array(steps, int).reshape(-1, 2)[truth_of(label)[rows, cols] - 1]
+    rows, cols = np.nonzero(numbers)
+    step = np.array(steps, int).reshape(-1, 2)[numbers[rows, cols] - 1]
     rows, cols = rows + step[:, 0], cols + step[:, 1]
     inside = (rows >= 0) & (rows < height) & (cols >= 0) & (cols < width)
     moved[rows[inside], cols[inside]] = 1

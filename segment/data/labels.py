@@ -20,6 +20,7 @@ from segment.data.scenes import Scene
 from segment.errors import InputError
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
+Numbering = NDArray[np.uint32] | None  # (H, W): which building a pixel is of
 _PLANE = CRS.from_epsg(3857)  # stands in where neither image nor label says which plane it is
 
 
@@ -29,14 +30,16 @@ class Elsewhere(InputError):
 
 def read_label(
     scene: Scene, like: DatasetReader, notes: list[str] | None = None
-) -> NDArray[np.uint8]:
-    """The label of a scene, (H, W) like its opened image: 0 background, 1 building, 255 ignore.
+) -> tuple[NDArray[np.uint8], Numbering]:
+    """The label of a scene, (H, W) like its opened image: 0 background, 1 building, 255 ignore; and
+    which building each pixel is of, 0 where of none, if the label tells buildings apart, else None.
 
     A raster label holds 0 and 1, 0 and 255, black and another colour, or 0 and the numbers of
     single buildings; its nodata value means nothing (real masks declare 0 or 1 as nodata), its mask
     band or alpha marks what to ignore. Where label and image both have a place, and not the same
     one to half a pixel, the label is warped onto the image; what it doesn't cover is ignored.
-    Of polygons (see `read_polygons`), a pixel is building where its centre lies in one.
+    Of polygons (see `read_polygons`), a pixel is building where its centre lies in one, and of the
+    last such one. Polygons and numbers tell buildings apart.
     What a person should know is added to `notes`. Raises InputError, and Elsewhere.
     """
     if scene.label is None:
@@ -44,28 +47,35 @@ def read_label(
     if driver_of(scene.label, own=True) in (None, "GPKG"):
         return _rasterised(scene.label, like, [] if notes is None else notes)
     with open_raster(scene.label, own=True) as dataset, naming(dataset):
-        label = np.where(marked_valid(dataset), _buildings(dataset), IGNORE).astype(np.uint8)
+        building = _buildings(dataset)
+        label = np.where(marked_valid(dataset), building > 0, IGNORE).astype(np.uint8)
+        number = None if building.dtype == bool else _small(building)
         (crs, transform), (image_crs, image_transform) = place_of(dataset), place_of(like)
     if transform and image_transform:
         same = same_crs(crs, image_crs) or not (crs and image_crs)
         if same and label.shape == like.shape and _agree(transform, image_transform, like.shape):
-            return label
+            return label, number
         planes = (image_crs or crs or _PLANE, crs or image_crs or _PLANE)
-        return _warped(label, transform, image_transform, planes, (scene, like))
+        grids = transform, image_transform, like.shape, planes
+        warped = _warped(label, *grids, beyond=IGNORE)
+        if (warped == IGNORE).all() and not (label == IGNORE).all():
+            raise Elsewhere(f"{scene.label} lies elsewhere than its image {scene.image}")
+        return warped, None if number is None else _warped(number, *grids, beyond=0)
     if label.shape != like.shape:
         height, width = label.shape
         raise InputError(
             f"{scene.label} is {width} x {height} pixels, "
             f"but its image {scene.image} is {like.width} x {like.height}"
         )
-    return label
+    return label, number
 
 
 # ---------------------------------------------------------------- rasters
 
 
-def _buildings(dataset: DatasetReader) -> NDArray[np.bool_]:
-    """Where a mask says that there is a building; InputError if it is no mask."""
+def _buildings(dataset: DatasetReader) -> NDArray[Any]:
+    """Where a mask says that there is a building, as bool, or the numbers of single buildings;
+    InputError if it is no mask."""
     kinds = dataset.colorinterp
     bands = [band for band, kind in enumerate(kinds, start=1) if kind != ColorInterp.alpha]
     values = dataset.read(bands)
@@ -78,7 +88,7 @@ def _buildings(dataset: DatasetReader) -> NDArray[np.bool_]:
             inverted = dataset.tags(ns="IMAGE_STRUCTURE").get("MINISWHITE") == "YES"
             return ~building if inverted else building
         if first.dtype.kind in "ui" and _numbers_buildings(first):
-            return building
+            return first
     elif (values[:, lit := values.any(axis=0)].T == values[:, lit][:, 0]).all():
         return lit
     raise InputError(
@@ -118,6 +128,12 @@ def _numbers_buildings(values: NDArray[Any]) -> bool:
     return pieces <= 2 * (len(numbers) - 1)
 
 
+def _small(number: NDArray[Any]) -> NDArray[np.uint32]:
+    """Numbering (H, W), of which some are 0, as 0, 1, 2, ...: ids may be larger than 32 bits."""
+    _, index = np.unique(number, return_inverse=True)
+    return index.reshape(number.shape).astype(np.uint32)
+
+
 def _agree(one: Affine, other: Affine, shape: tuple[int, int]) -> bool:
     """Whether two transforms place the corners of a picture within half a pixel."""
     height, width = shape
@@ -127,44 +143,44 @@ def _agree(one: Affine, other: Affine, shape: tuple[int, int]) -> bool:
 
 
 def _warped(
-    label: NDArray[np.uint8],
+    label: NDArray[Any],
     transform: Affine,
     onto: Affine,
+    shape: tuple[int, int],
     planes: tuple[CRS, CRS],
-    of: tuple[Scene, DatasetReader],
-) -> NDArray[np.uint8]:
+    beyond: int,
+) -> NDArray[Any]:
     """The label on the image's grid, each pixel that which lies under its centre."""
-    scene, like = of
-    warped = np.full(like.shape, IGNORE, np.uint8)
+    warped = np.full(shape, beyond, label.dtype)
     reproject(
         label,
         warped,
         src_transform=transform,
         src_crs=planes[1],
-        src_nodata=IGNORE,
+        src_nodata=beyond,
         dst_transform=onto,
         dst_crs=planes[0],
-        dst_nodata=IGNORE,
+        dst_nodata=beyond,
         resampling=Resampling.nearest,
     )
-    if (warped == IGNORE).all() and not (label == IGNORE).all():
-        raise Elsewhere(f"{scene.label} lies elsewhere than its image {scene.image}")
     return warped
 
 
 # ---------------------------------------------------------------- polygons
 
 
-def _rasterised(path: Path, like: DatasetReader, notes: list[str]) -> NDArray[np.uint8]:
+def _rasterised(
+    path: Path, like: DatasetReader, notes: list[str]
+) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
     found = read_polygons(path)
     crs, transform = place_of(like)
-    label = np.zeros(like.shape, np.uint8)
+    number = np.zeros(like.shape, np.uint32)
     if crs is None or transform is None:
         raise InputError(f"{like.name} has no CRS, so the polygons of {path} have no place on it")
     if note := found.note(path):
         notes.append(note)
     if not found.shapes:
-        return label
+        return number.astype(np.uint8), number
     placed = transform_geom(found.crs, crs, found.shapes)
     image = array_bounds(*like.shape, transform)
     if crs.is_geographic:
@@ -174,10 +190,11 @@ def _rasterised(path: Path, like: DatasetReader, notes: list[str]) -> NDArray[np
         swapped = _swapped(found.shapes, found.crs, crs, image)
         hint = ": latitude seems to stand before longitude in it" if swapped else ""
         raise Elsewhere(f"{path} lies elsewhere than its image {like.name}{hint}")
-    rasterize(placed, out=label, transform=transform, default_value=BUILDING)
+    numbers = range(1, len(placed) + 1)
+    rasterize(zip(placed, numbers, strict=True), out=number, transform=transform)
     if not any(_meet(tuple(box), image) for box in boxes):
         notes.append(f"{path}: none of its polygons meets its image {like.name}")
-    return label
+    return (number > 0).astype(np.uint8), number
 
 
 def _meet(one: Any, other: Any) -> bool:

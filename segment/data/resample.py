@@ -1,4 +1,4 @@
-"""Arrays (H, W, ...) at another size: averaged over areas, or interpolated between centres."""
+"""Arrays (H, W, ...) at another size: averaged over areas, interpolated, or picked."""
 
 from typing import Any
 
@@ -38,3 +38,12 @@ def interpolated(values: NDArray[Any], shape: tuple[int, int]) -> NDArray[np.flo
         share = share.reshape(-1, *[1] * (values.ndim - 1))
         values = np.moveaxis(values[first] * (1 - share) + values[second] * share, 0, axis)
     return values
+
+
+def in_the_middle(values: NDArray[Any], shape: tuple[int, int]) -> NDArray[Any]:
+    """What lies under the centre of each cell of a grid of `shape` laid over the values (H, W)."""
+    picked = [
+        ((np.arange(new) + 0.5) * (old / new)).astype(int)
+        for old, new in zip(values.shape, shape, strict=True)
+    ]
+    return values[np.ix_(*picked)]

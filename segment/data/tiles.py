@@ -1,9 +1,10 @@
 """The tile store: scenes resampled once, kept on the disk, cut into tiles as they are asked for.
 
 A store is a folder in the cache: images.u8 and labels.u8 (the scenes, one after another, row by
-row), store.json (what they are) and digests.json (of these three). It is named by a digest of all
-it depends on: the bytes of every source, how they are read, the pixel size, the format. It is built
-under a lock in a folder beside it, which then gets its name; a damaged one is built again.
+row), numbers.u32 (the same of scenes whose labels tell buildings apart), store.json (what they are)
+and digests.json (of these four). It is named by a digest of all it depends on: the bytes of every
+source, how they are read, the pixel size, the format. It is built under a lock in a folder beside
+it, which then gets its name; a damaged one is built again.
 
 Digests of gigabytes take their time, so each is remembered with the file's size, inode and times
 of change: only a file in which one of these differs is read again. That finds every write and
@@ -18,7 +19,7 @@ import os
 import shutil
 import sys
 from collections.abc import Callable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import ExitStack, contextmanager
 from dataclasses import asdict, astuple, dataclass
 from pathlib import Path
 from typing import Any
@@ -30,10 +31,10 @@ from rasterio.windows import Window
 from minicnn.backend import array_module
 from minicnn.files import digest, stamp, write_text
 from segment.data.ground import working_shape
-from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, read_label
+from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, Numbering, read_label
 from segment.data.rasters import SIDECARS, open_raster
 from segment.data.reading import Reading, look, read_pixels
-from segment.data.resample import averaged
+from segment.data.resample import averaged, in_the_middle
 from segment.data.scenes import Scene
 from segment.errors import InputError
 from segment.progress import progress
@@ -43,8 +44,8 @@ log = logging.getLogger(__name__)
 
 TILE = 256
 FULL = 254  # the coverage of a pixel that a building fills; IGNORE (255) says that nobody knows
-_FORMAT = 3  # raise it whenever the same sources would give other bytes
-FILES = ("images.u8", "labels.u8", "store.json")
+_FORMAT = 4  # raise it whenever the same sources would give other bytes
+FILES = ("images.u8", "labels.u8", "numbers.u32", "store.json")
 
 
 @dataclass(frozen=True)
@@ -67,44 +68,49 @@ class Picture:
     """A scene at the size that is worked at: pixels (H, W, 3), and how much of each is building.
 
     coverage (H, W) runs from 0 to FULL; IGNORE where the label or the picture says nothing.
+    number (H, W): which building the middle of a pixel is of, 0 where of none; None where the label
+    doesn't tell buildings apart.
     """
 
     pixels: NDArray[np.uint8]
     coverage: NDArray[np.uint8]
+    number: NDArray[np.uint32] | None = None
 
     def cut(self, row: int, col: int, size: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         """The square from (row, col) on; what lies outside the picture is black and ignored."""
-        height, width = self.coverage.shape
-        rows, cols = slice(max(row, 0), row + size), slice(max(col, 0), col + size)
-        pixels, coverage = self.pixels[rows, cols], self.coverage[rows, cols]
-        if coverage.shape == (size, size):
-            return pixels, coverage
-        pad = [
-            (max(-row, 0), max(row + size - height, 0)),
-            (max(-col, 0), max(col + size - width, 0)),
-        ]
-        return (
-            np.pad(pixels, [*pad, (0, 0)]),
-            np.pad(coverage, pad, constant_values=IGNORE),
-        )
+        return _square(self.pixels, row, col, size), _square(self.coverage, row, col, size, IGNORE)
+
+
+def _square(plane: NDArray[Any], row: int, col: int, size: int, beyond: int = 0) -> NDArray[Any]:
+    """The square of a plane (H, W, ...) from (row, col) on."""
+    height, width = plane.shape[:2]
+    cut = plane[max(row, 0) : row + size, max(col, 0) : col + size]
+    if cut.shape[:2] == (size, size):
+        return cut
+    pad = [(0, 0)] * plane.ndim
+    pad[:2] = (
+        (max(-row, 0), max(row + size - height, 0)),
+        (max(-col, 0), max(col + size - width, 0)),
+    )
+    return np.pad(cut, pad, constant_values=beyond)
 
 
 class Cuts:
     """An array (T, ...) that is made as it is read: cuts[3], cuts[[3, 5]], for cut in cuts."""
 
-    def __init__(self, cut: Callable[[int], NDArray[np.uint8]], count: int) -> None:
+    def __init__(self, cut: Callable[[int], NDArray[Any]], count: int) -> None:
         self._cut, self._count = cut, count
 
     def __len__(self) -> int:
         return self._count
 
-    def __getitem__(self, index: Any) -> NDArray[np.uint8]:
+    def __getitem__(self, index: Any) -> NDArray[Any]:
         chosen = np.arange(self._count)[index]
         if np.ndim(chosen) == 0:
             return self._cut(int(chosen))
         return np.stack([self._cut(int(i)) for i in chosen])
 
-    def __iter__(self) -> Iterator[NDArray[np.uint8]]:
+    def __iter__(self) -> Iterator[NDArray[Any]]:
         return map(self._cut, range(self._count))
 
 
@@ -142,6 +148,19 @@ class TileStore:
     def labels(self) -> Cuts:
         """Labels (T, 256, 256): BACKGROUND, BUILDING where at least half of a pixel is, IGNORE."""
         return Cuts(lambda i: classes(self._tile(i)[1]), len(self))
+
+    @property
+    def numbers(self) -> Cuts:
+        """Which building the pixels are of, (T, 256, 256): see `Picture`. All 0 in a tile whose
+        label doesn't tell buildings apart."""
+        return Cuts(self._number, len(self))
+
+    def _number(self, index: int) -> NDArray[np.uint32]:
+        tile = self.tiles[index]
+        number = self.picture(tile).number
+        if number is None:
+            return np.zeros((TILE, TILE), np.uint32)
+        return _square(number, tile.row, tile.col, TILE)
 
     def _tile(self, index: int) -> tuple[NDArray[np.uint8], NDArray[np.uint8]]:
         tile = self.tiles[index]
@@ -255,14 +274,14 @@ def _load(folder: Path) -> TileStore | None:
         expected = json.loads((folder / "digests.json").read_bytes())
         if _digests(files, folder / "checked.json") != expected:
             return None
-        about = json.loads(files[2].read_bytes())
+        about = json.loads(files[3].read_bytes())
         tiles = [Tile(*fields) for fields in about["tiles"]]
         reading = Reading.of(about["reading"])
     except (OSError, ValueError, KeyError, TypeError):
         return None
-    images, labels = (np.memmap(file, np.uint8, "r") for file in files[:2])
+    images, labels, numbers = (_mapped(file) for file in files[:3])
     return TileStore(
-        dict(_pictures(images, labels, about["pictures"])),
+        dict(_pictures(images, labels, numbers.view(np.uint32), about["pictures"])),
         tiles,
         about["pixel_size"],
         reading,
@@ -271,15 +290,25 @@ def _load(folder: Path) -> TileStore | None:
     )
 
 
+def _mapped(file: Path) -> NDArray[np.uint8]:
+    """A file's bytes, in memory only where they are read; an empty one can't be mapped."""
+    return np.memmap(file, np.uint8, "r") if file.stat().st_size else np.zeros(0, np.uint8)
+
+
 def _pictures(
-    images: NDArray[np.uint8], labels: NDArray[np.uint8], shapes: Sequence[Any]
+    images: NDArray[np.uint8],
+    labels: NDArray[np.uint8],
+    numbers: NDArray[np.uint32],
+    shapes: Sequence[Any],
 ) -> Iterator[tuple[tuple[str, str], Picture]]:
-    start = 0
-    for city, stem, height, width in shapes:
-        end = start + height * width
-        pixels = images[3 * start : 3 * end].reshape(height, width, 3)
-        yield (city, stem), Picture(pixels, labels[start:end].reshape(height, width))
-        start = end
+    start = numbered = 0
+    for city, stem, height, width, apart in shapes:
+        size = height, width
+        end, then = start + height * width, numbered + height * width * apart
+        pixels = images[3 * start : 3 * end].reshape(*size, 3)
+        number = numbers[numbered:then].reshape(size) if apart else None
+        yield (city, stem), Picture(pixels, labels[start:end].reshape(size), number)
+        start, numbered = end, then
 
 
 def _build(
@@ -293,18 +322,22 @@ def _build(
         files = [part / name for name in FILES]
         tiles: list[Tile] = []
         notes: list[str] = []
-        shapes: list[tuple[str, str, int, int]] = []
-        with files[0].open("wb") as images, files[1].open("wb") as labels:
+        shapes: list[tuple[str, str, int, int, bool]] = []
+        with ExitStack() as stack:
+            images, labels, numbers = (stack.enter_context(f.open("wb")) for f in files[:3])
             for scene in progress(scenes, len(scenes), "cutting tiles", "scene"):
-                height = width = 0
-                for pixels, coverage in _rows(scene, reading, pixel_size, notes):
+                height, width, apart = 0, 0, False
+                for pixels, coverage, number in _rows(scene, reading, pixel_size, notes):
                     images.write(pixels.tobytes())
                     labels.write(coverage.tobytes())
                     tiles += _tiles(scene, height, coverage)
                     height, width = height + len(coverage), coverage.shape[1]
+                    if number is not None:
+                        numbers.write(number.tobytes())
+                        apart = True
                 if height:
-                    shapes.append((scene.city, scene.stem, height, width))
-            for file in (images, labels):
+                    shapes.append((scene.city, scene.stem, height, width, apart))
+            for file in (images, labels, numbers):
                 file.flush()
                 os.fsync(file.fileno())
         if not tiles:
@@ -317,7 +350,7 @@ def _build(
             "reading": asdict(reading),
             "notes": notes,
         }
-        write_text(files[2], json.dumps(about))
+        write_text(files[3], json.dumps(about))
         write_text(part / "digests.json", json.dumps(_digests(files, part / "checked.json")))
         shutil.rmtree(folder, ignore_errors=True)
         part.rename(folder)
@@ -333,24 +366,27 @@ def _common_size(scenes: Sequence[Scene]) -> float | None:
 
 def _rows(
     scene: Scene, reading: Reading, pixel_size: float | None, notes: list[str]
-) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8]]]:
-    """A scene at the size to work at, a row of tiles at a time: pixels and coverage; nothing of one
-    whose label lies elsewhere."""
+) -> Iterator[tuple[NDArray[np.uint8], NDArray[np.uint8], Numbering]]:
+    """A scene at the size to work at, a row of tiles at a time: pixels, coverage and numbers of
+    buildings; nothing of one whose label lies elsewhere."""
     with open_raster(scene.image, own=True) as dataset:
         notes += look(dataset, reading).notes
         height, width = working_shape(dataset, scene.pixel_size, pixel_size)
         try:
-            label = read_label(scene, dataset, notes)
+            label, number = read_label(scene, dataset, notes)
         except Elsewhere as error:
             notes.append(f"{error}; the scene is left out")
             return
         coverage = covered(label, (height, width))
+        number = None if number is None else in_the_middle(number, (height, width))
         step = dataset.height / height  # source rows of a row
         for row in range(0, height, TILE):
             count = min(TILE, height - row)
             band = Window(0, row * step, dataset.width, count * step)
             pixels, valid = read_pixels(dataset, reading, band, (count, width))
-            yield pixels, np.where(valid, coverage[row : row + count], np.uint8(IGNORE))
+            part = slice(row, row + count)
+            known = np.where(valid, coverage[part], np.uint8(IGNORE))
+            yield pixels, known, None if number is None else number[part]
 
 
 def _tiles(scene: Scene, row: int, coverage: NDArray[np.uint8]) -> list[Tile]:

@@ -20,7 +20,7 @@ from segment.data.tiles import TileStore, open_store
 from segment.errors import InputError
 from segment.evaluate.examine import Batch, Findings, examine
 from segment.evaluate.metrics import Confusion, table
-from segment.evaluate.objects import calibrate_separation, spread
+from segment.evaluate.objects import Numbers, calibrate_separation, spread, truth_of
 from segment.evaluate.report import Evaluation, write_report
 from segment.evaluate.unsure import unsure_tiles
 from segment.geo.separate import TOGETHER, Separation
@@ -45,11 +45,18 @@ def predictions(
     batch_size: int = BATCH,
     views: int = 1,
 ) -> Iterator[Batch]:
-    """Probabilities and labels of the tiles `indices`, batch by batch, with their place in it."""
+    """Probabilities, labels and true buildings of the tiles `indices`, batch by batch, with their
+    place among these."""
     predict = averaged(model.predict, views)
     for start in progress(range(0, len(indices), batch_size), desc="evaluating", unit="batch"):
         part = slice(start, start + batch_size)
-        yield part, predict(store.images[indices[part]]), store.labels[indices[part]]
+        yield part, predict(store.images[indices[part]]), *labels_of(store, indices[part])
+
+
+def labels_of(store: TileStore, tiles: NDArray[np.intp]) -> tuple[NDArray[np.uint8], Numbers]:
+    """Labels and true buildings of some tiles, (N, H, W)."""
+    labels, numbers = store.labels[tiles], store.numbers[tiles]
+    return labels, np.stack([truth_of(*both) for both in zip(labels, numbers, strict=True)])
 
 
 def evaluate_tiles(
@@ -66,8 +73,8 @@ def calibrated(model: Model, store: TileStore, indices: NDArray[np.intp]) -> Sep
     chosen = indices[spread(np.array([store.tiles[i].city for i in indices]))]
     samples = (
         (store.tiles[index].city, *tile)
-        for part, probabilities, labels in predictions(model, store, chosen)
-        for index, *tile in zip(chosen[part], probabilities, labels, strict=True)
+        for part, *batch in predictions(model, store, chosen)
+        for index, tile in zip(chosen[part], zip(*batch, strict=True), strict=True)
     )
     return calibrate_separation(samples, model.info.threshold)
 

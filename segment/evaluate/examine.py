@@ -1,8 +1,9 @@
 """What a model gets right and wrong on tiles, in one pass: pixels, outlines, whole buildings.
 
 Every tile is looked at by itself, so a roof that a tile's edge cuts is two. True roofs that touch
-are one, unless the labels leave a gap; predicted ones are parted as outlines are. Pixels without a
-label are background in truth and prediction alike, and count nowhere.
+are told apart by labels that are polygons or numbers; in a mask they are one, unless it leaves a
+gap. Predicted ones are parted as outlines are. Pixels without a label are background in truth and
+prediction alike, and count nowhere.
 """
 
 import math
@@ -16,14 +17,14 @@ from numpy.typing import NDArray
 from segment.data.labels import BUILDING, IGNORE
 from segment.data.tiles import Tile
 from segment.evaluate.metrics import BINS, count_tiles, histogram, summarise
-from segment.evaluate.objects import Numbers, match, object_scores, truth_of
+from segment.evaluate.objects import Numbers, match, object_scores
 from segment.geo.separate import TOGETHER, Separation, marks, numbered
 
 BOUNDARY = 0.02  # of an image's diagonal: how far from an outline its region reaches
 SIZES = (0, 50, 100, 200, 500, 1000)  # m2 (or pixels): where the classes of buildings begin
 CLASSES = 16  # of probability, in which it is held against what is there
 
-Batch = tuple[slice, NDArray[np.float32], NDArray[np.uint8]]
+Batch = tuple[slice, NDArray[np.float32], NDArray[np.uint8], Numbers]  # see `examine`
 
 
 @dataclass
@@ -75,23 +76,24 @@ def examine(
     pixel_size: float | None,
     how: Separation = TOGETHER,
 ) -> Findings:
-    """Findings over `count` tiles, from (slice of tiles, probabilities, labels) batch by batch.
+    """Findings over `count` tiles, from (slice of tiles, probabilities, labels, true buildings)
+    batch by batch, the last three (N, H, W).
 
     pixel_size in metres gives areas in m2; None leaves them in pixels. `how` parts predicted
     buildings that touch.
     """
     shapes = (count, 4), (count, 2), (count, 5), (2, BINS), (len(SIZES), 6)
     found = Findings(*(np.zeros(shape, np.int64) for shape in shapes))
-    for part, probability, labels in batches:
+    for part, probability, labels, truths in batches:
         found.pixels[part] = count_tiles(probability, labels, threshold)
         found.histogram += histogram(probability, labels)
         predicted = (probability >= threshold) & (labels != IGNORE)
-        truth = labels == BUILDING
+        building, labelled = labels == BUILDING, labels != IGNORE
         distance = boundary_distance(*labels.shape[1:])
-        found.boundary[part] = boundary_counts(predicted, truth, labels != IGNORE, distance)
+        found.boundary[part] = boundary_counts(predicted, building, labelled, distance)
         marked = marks(probability, predicted)
-        for index, (mark, label) in enumerate(zip(marked, labels, strict=True), part.start):
-            both = truth_of(label), numbered(mark, how)
+        for index, (mark, truth) in enumerate(zip(marked, truths, strict=True), part.start):
+            both = truth, numbered(mark, how)
             found.objects[index], hit, right = match(*both)
             found.sizes += sizes_of(*both, hit, right, (pixel_size or 1.0) ** 2)
     return found

@@ -26,12 +26,17 @@ FEW = 50  # true buildings of a city: its voice is half that of one with very ma
 SHARE = 0.1  # of a true building: the least that counts as a piece of it
 
 Numbers = NDArray[np.int32]  # (H, W): 1 to n on the buildings, 0 elsewhere
-Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8]]  # city, probabilities, labels of a tile
+Sample = tuple[str, NDArray[np.float32], NDArray[np.uint8], Numbers]  # see calibrate_separation
 
 
-def truth_of(label: NDArray[np.uint8]) -> Numbers:
-    """The true buildings of a label (H, W): what hangs together by the sides of its pixels."""
-    return numbered((label == 1).astype(np.uint8), TOGETHER)
+def truth_of(label: NDArray[np.uint8], number: NDArray[np.uint32] | None = None) -> Numbers:
+    """The true buildings of a label (H, W): those that `number` tells apart (see `Picture`), or, if
+    it is None or 0 all over, what hangs together by the sides of the label's pixels."""
+    building = label == 1
+    if number is None or not number.any():
+        return numbered(building.astype(np.uint8), TOGETHER)
+    kinds, index = np.unique(np.where(building, number, 0), return_inverse=True)
+    return (index.reshape(label.shape) + (kinds[0] > 0)).astype(np.int32)
 
 
 def match(
@@ -86,14 +91,15 @@ def object_scores(counts: NDArray[np.int64]) -> dict[str, Any]:
 def calibrate_separation(samples: Iterable[Sample], threshold: float) -> Separation:
     """The separation with the highest object F1 on validation tiles, the mean over their cities.
 
-    `samples` are (city, probabilities (H, W), labels (H, W)) of tiles at the model's pixel size,
-    `threshold` the one of its masks; 128 tiles will do (`spread`). The outlines' threshold is
-    chosen first, then prominence and smoothing at it, then what is too small to be a building, and
-    what too doubtful. Of equals the lowest is taken, but the largest prominence: it parts least.
+    `samples` are (city, probabilities, labels, true buildings), the last three (H, W), of tiles at
+    the model's pixel size, `threshold` the one of its masks; 128 tiles will do (`spread`). The
+    outlines' threshold is chosen first, then prominence and smoothing at it, then what is too small
+    to be a building, and what too doubtful. Of equals the lowest is taken, but the largest
+    prominence: it parts least.
     """
     tiles = [
-        (city, truth_of(label), marks(probability, (probability >= threshold) & (label <= 1)))
-        for city, probability, label in samples
+        (city, truth, marks(probability, (probability >= threshold) & (label <= 1)))
+        for city, probability, label, truth in samples
     ]
     higher = [0.0, *(level for level in THRESHOLDS if level > threshold)]
     middle = Separation(1.0, 1.0, smallest=SMALLEST[3])

@@ -67,13 +67,13 @@ def test_a_building_that_alone_lies_off_is_moved_alone():
     assert [n for n, s in enumerate(shifts, start=1) if s.moved] == [which]
     assert shifts[which - 1].step == (-3, 4)
     steps = [s.step if s.moved else (0, 0) for s in shifts]
-    np.testing.assert_array_equal(moved_label(label, (0, 0), steps), truth)
+    np.testing.assert_array_equal(moved_label(label, own, (0, 0), steps), truth)
 
 
 def test_what_a_shift_uncovers_is_unknown():
     label = np.zeros((20, 30), np.uint8)
     label[5:10, 5:10], label[12, 20] = 1, 255
-    moved = moved_label(label, (3, -2), [(3, -2)])
+    moved = moved_label(label, truth_of(label), (3, -2), [(3, -2)])
     assert (moved[:3] == 255).all() and (moved[:, -2:] == 255).all() and moved[15, 18] == 255
     assert (moved[8:13, 3:8] == 1).all() and (moved == 1).sum() == 25
     assert (moved[3:, :-2] == 255).sum() == 1

@@ -39,8 +39,19 @@ def image(tmp_path):
 
 
 def label_of(image, label, notes=None):
+    return both_of(image, label, notes)[0]
+
+
+def both_of(image, label, notes=None):
+    """The label, and which building each pixel is of."""
     with open_raster(image) as dataset:
         return read_label(Scene(image, label, "s", "s", "c", None), dataset, notes)
+
+
+def same_buildings(one, other):
+    """Whether two arrays number the same buildings, by whatever numbers."""
+    pairs = set(zip(one.ravel().tolist(), other.ravel().tolist(), strict=True))
+    return len(pairs) == len(np.unique(one)) == len(np.unique(other)) and (0, 0) in pairs
 
 
 # ---------------------------------------------------------------- one ground
@@ -158,14 +169,39 @@ def test_a_palette_of_classes_is_refused(tmp_path, image):
         label_of(image, tmp_path / "c.png")
 
 
-@pytest.mark.parametrize(("dtype", "first"), [("uint8", 1), ("uint16", 900), ("int32", 70_000)])
+@pytest.mark.parametrize(
+    ("dtype", "first"),
+    [("uint8", 1), ("uint16", 900), ("int32", 70_000), ("int64", 5_000_000_000)],
+)
 def test_numbers_of_buildings_are_a_label(tmp_path, image, dtype, first):
     numbers = np.zeros(SHAPE, dtype)
     places = [(r, c) for r in range(5, 190, 30) for c in range(5, 250, 30)]
     for number, (row, col) in enumerate(places, start=first):
         numbers[row : row + 20, col : col + 30] = number  # they touch
     label = write_picture(tmp_path / "n.tif", numbers, **UTM)
-    assert (label_of(image, label) == (numbers != 0)).all()
+    got, number = both_of(image, label)
+    assert (got == (numbers != 0)).all()
+    assert same_buildings(number, numbers) and number.max() == len(places)
+
+
+def test_numbers_are_brought_where_they_belong(tmp_path, image):
+    """By whole pixels, and to a grid twice as fine."""
+    numbers = np.zeros(SHAPE, np.uint16)
+    numbers[20:60, 30:80], numbers[20:60, 80:120] = 11, 12  # they touch
+    shifted = {"crs": "EPSG:32633", "transform": PLACE @ Affine.translation(10, 5)}
+    label = write_picture(tmp_path / "s.tif", numbers, **shifted)
+    _, number = both_of(image, label)
+    expected = np.zeros(SHAPE, int)
+    expected[5:, 10:] = numbers[:-5, :-10]
+    assert same_buildings(number, expected)
+    half = {"crs": "EPSG:32633", "transform": PLACE @ Affine.scale(2, 2)}
+    label = write_picture(tmp_path / "h.tif", numbers[::2, ::2], **half)
+    got, number = both_of(image, label)
+    assert same_buildings(number, numbers) and (got == (numbers > 0)).all()
+
+
+def test_a_mask_tells_no_buildings_apart(tmp_path, image):
+    assert both_of(image, write_picture(tmp_path / "m.tif", town(), **UTM))[1] is None
 
 
 def test_photographs_classes_and_soft_edges_are_no_labels(tmp_path, image):
@@ -225,6 +261,13 @@ def write_geoparquet(path, shapes):
     table = arrow.table({"n": list(range(len(shapes))), "outline": list(shapely.to_wkb(shapes))})
     parquet.write_table(table.replace_schema_metadata({"geo": json.dumps(geo)}), path)
     return path
+
+
+def test_polygons_that_touch_are_two_buildings(tmp_path, image):
+    shapes = [box(30.2, 20.2, 50, 40), box(80.2, 20.2, 30, 40), box(150.2, 100.2, 60, 30)]
+    label, number = both_of(image, write_layer(tmp_path / "b.gpkg", shapes))
+    expected = sum(n * inside(shape).astype(int) for n, shape in enumerate(shapes, start=1))
+    assert same_buildings(number, expected) and (label == (expected > 0)).all()
 
 
 @pytest.mark.parametrize("ending", [".gpkg", ".shp", ".fgb", ".parquet"])

@@ -6,6 +6,7 @@ import signal
 import subprocess
 import sys
 import time
+from itertools import product
 from pathlib import Path
 
 import numpy as np
@@ -15,6 +16,7 @@ from pictures import UTM, mask, photograph, write_pair, write_picture
 from segment.data import tiles
 from segment.data.rasters import open_raster
 from segment.data.reading import Reading, read_pixels
+from segment.data.resample import in_the_middle
 from segment.data.scenes import find_scenes
 from segment.data.tiles import (
     FULL,
@@ -97,6 +99,35 @@ def test_coverage_averages_a_label_over_each_pixel(rng, old, new):
     expected = np.where(known < 0.5, 255, FULL * building / np.maximum(known, 1e-9))
     assert np.abs(covered(label, new) - expected).max() <= 0.501
     assert (classes(covered(label, new)) == 1).sum() > 0
+
+
+@pytest.mark.parametrize(("old", "new"), [((12, 10), (6, 5)), ((13, 9), (8, 4)), ((5, 6), (9, 12))])
+def test_a_pixel_is_of_the_building_in_its_middle(rng, old, new):
+    """Against a fine grid that both sizes divide, four times over, which has a pixel there."""
+    number = rng.integers(0, 99, old).astype(np.uint32)
+    fine = number.repeat(4 * new[0], 0).repeat(4 * new[1], 1)
+    expected = fine[2 * old[0] :: 4 * old[0], 2 * old[1] :: 4 * old[1]]
+    np.testing.assert_array_equal(in_the_middle(number, new), expected)
+
+
+def test_buildings_that_labels_tell_apart(tmp_path):
+    """Numbered ones at half the size, on two tiles; the mask beside them has no numbers."""
+    numbers = np.zeros((520, 1040), np.uint16)
+    for index, (row, col) in enumerate(product(range(8, 500, 80), range(8, 1000, 80)), start=1):
+        numbers[row : row + 80, col : col + 60] = 40 * index  # they touch
+    write_picture(tmp_path / "images" / "a1.tif", photograph(520, 1040), **UTM)
+    write_picture(tmp_path / "gt" / "a1.tif", numbers, **UTM)
+    write_pair(tmp_path, "b1", 300, 600)
+    write_picture(tmp_path / "images" / "c1.tif", photograph(520, 1040), **UTM)
+    write_picture(tmp_path / "gt" / "c1.tif", numbers, **UTM)
+    store = open_store(find_scenes([tmp_path]), pixel_size=0.6, cache=tmp_path / "cache")
+    small = numbers[1::2, 1::2] / 40  # the pixel below and right of a middle
+    assert [tile.stem for tile in store.tiles] == ["a1", "a1", "b1", "b1", "c1", "c1"]
+    for first in (0, 4):
+        assert (store.numbers[first : first + 2] == [small[:256, :256], small[:256, 256:512]]).all()
+    assert not store.numbers[[2, 3]].any() and store.numbers[:].dtype == np.uint32
+    whole = store.picture(store.tiles[4]).number
+    assert isinstance(whole, np.memmap) and (whole == small).all()
 
 
 def test_half_a_pixel_of_building_is_building():
@@ -184,9 +215,12 @@ def test_a_sidecar_that_changes_the_picture_changes_the_store(tmp_path):
 @pytest.mark.parametrize("name", [*tiles.FILES, "digests.json", "checked.json"])
 @pytest.mark.parametrize("damage", ["cut", "flip", "remove", "empty"])
 def test_a_damaged_store_is_built_again(folder, tmp_path, name, damage):
+    numbers = (np.arange(520, dtype=np.uint16) // 64).repeat(530).reshape(520, 530)
+    write_picture(folder / "gt" / "austin2.tif", numbers, **UTM)  # a label that tells apart
     scenes, cache = find_scenes([folder]), tmp_path / "cache"
     store = open_store(scenes, cache=cache)
-    images, labels = store.images[:], store.labels[:]
+    images, labels, apart = store.images[:], store.labels[:], store.numbers[:]
+    assert apart.any()
     path = cache / store.key / name
     times = path.stat().st_atime_ns, path.stat().st_mtime_ns
     content = path.read_bytes()
@@ -200,6 +234,7 @@ def test_a_damaged_store_is_built_again(folder, tmp_path, name, damage):
         path.write_bytes(content[: len(content) // 2] if damage == "cut" else b"")
     again = open_store(scenes, cache=cache)
     assert (again.images[:] == images).all() and (again.labels[:] == labels).all()
+    assert (again.numbers[:] == apart).all()
     assert again.tiles == store.tiles and again.key == store.key
 
 

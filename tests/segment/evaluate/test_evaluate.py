@@ -16,6 +16,7 @@ from segment.evaluate import command as evaluate
 from segment.evaluate.command import evaluate_tiles, main
 from segment.evaluate.examine import examine
 from segment.evaluate.metrics import Confusion, table
+from segment.evaluate.objects import truth_of
 from segment.geo.separate import Separation
 from segment.model import ModelInfo, load_model, save_model
 from segment.storage.documents import write_json
@@ -72,6 +73,7 @@ def test_tiles_are_counted_in_the_order_asked_for(batch_size):
     store = SimpleNamespace(
         images=rng.integers(0, 256, (9, 16, 16, 3), dtype=np.uint8),
         labels=rng.choice(np.array([0, 1, 255], np.uint8), (9, 16, 16)),
+        numbers=np.zeros((9, 16, 16), np.uint32),
         pixel_size=None,
     )
     indices = np.array([7, 0, 3, 8, 5])
@@ -86,7 +88,9 @@ def counted(run, data, cache, keep):
     store = open_store(find_scenes([data]), cache=cache)
     chosen = [i for i, tile in enumerate(store.tiles) if keep(tile)]
     probability = load_model(run).predict(np.asarray(store.images[chosen]))
-    whole = [(slice(0, len(chosen)), probability, store.labels[chosen])]
+    labels = store.labels[chosen]
+    truths = np.stack([truth_of(label) for label in labels])
+    whole = [(slice(0, len(chosen)), probability, labels, truths)]
     return examine(whole, len(chosen), 0.4, None, Separation()).summary(
         [store.tiles[i] for i in chosen]
     )

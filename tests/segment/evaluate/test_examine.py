@@ -189,8 +189,9 @@ def test_one_pass_gathers_all_of_it_tile_by_tile():
     rng = np.random.default_rng(6)
     labels = np.where(rng.random(truth.shape) < 0.05, 255, truth).astype(np.uint8)
     probability = np.clip(truth * 0.4 + rng.random(truth.shape) * 0.6, 0, 1).astype(np.float32)
+    truths = np.stack([truth_of(label) for label in labels])
     parts = [slice(0, 4), slice(4, 6)]
-    batches = ((part, probability[part], labels[part]) for part in parts)
+    batches = ((part, probability[part], labels[part], truths[part]) for part in parts)
     got = examine.examine(batches, 6, 0.5, pixel_size=3.0)
     tiles = [SimpleNamespace(city="ab"[n % 2], scene=f"s{n}") for n in range(6)]
     whole = got.summary(tiles)

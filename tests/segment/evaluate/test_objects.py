@@ -23,13 +23,17 @@ def row_of_houses(seed, gap):
     return (1 / (1 + np.exp(-odds))).astype(np.float32), label
 
 
+def sample(city, probability, label, number=None):
+    return city, probability, label, truth_of(label, number)
+
+
 def f1(probability, label, how, threshold=0.4):
     found = numbered(marks(probability, probability >= threshold), how)
     return object_scores(match(truth_of(label), found)[0])["f1"]
 
 
 def test_the_calibrated_separation_finds_the_houses():
-    samples = [("town", *row_of_houses(seed, gap=2.5)) for seed in range(4)]
+    samples = [sample("town", *row_of_houses(seed, gap=2.5)) for seed in range(4)]
     how = calibrate_separation(samples, 0.4)
     other = row_of_houses(9, gap=2.5)
     assert f1(*other, how) == 1.0
@@ -50,12 +54,12 @@ def with_courts(seed):
 
 
 def test_outlines_get_a_threshold_of_their_own_where_that_is_better():
-    how = calibrate_separation([("town", *with_courts(seed)) for seed in range(3)], 0.3)
+    how = calibrate_separation([sample("town", *with_courts(seed)) for seed in range(3)], 0.3)
     assert 0.42 < how.threshold < 0.9
     other = with_courts(9)
     assert f1(*other, how, 0.3) == 1.0
     assert f1(*other, how.obeying(0.3), 0.3) == 0.0  # courts and all
-    cut_well = calibrate_separation([("town", *row_of_houses(1, gap=2.5))], 0.4)
+    cut_well = calibrate_separation([sample("town", *row_of_houses(1, gap=2.5))], 0.4)
     assert cut_well.threshold == 0.0  # where nothing is gained, masks and outlines agree
 
 
@@ -72,11 +76,13 @@ def with_sheds(seed, number=12):
 
 
 def test_what_is_smaller_than_any_building_is_dropped():
-    how = calibrate_separation([("town", *with_sheds(seed)) for seed in range(3)], 0.5)
+    how = calibrate_separation([sample("town", *with_sheds(seed)) for seed in range(3)], 0.5)
     assert 9 < how.smallest <= 64
     assert f1(*with_sheds(9), how, 0.5) == 1.0
     assert f1(*with_sheds(9), replace(how, smallest=0), 0.5) == pytest.approx(2 * 4 / (4 + 16))
-    plain = calibrate_separation([("town", *with_sheds(seed, number=0)) for seed in range(3)], 0.5)
+    plain = calibrate_separation(
+        [sample("town", *with_sheds(seed, number=0)) for seed in range(3)], 0.5
+    )
     assert plain.smallest == plain.sure == 0  # where nothing is gained, nothing is dropped
 
 
@@ -94,7 +100,7 @@ def with_doubts(seed):
 
 
 def test_what_the_network_is_not_sure_enough_of_is_dropped():
-    how = calibrate_separation([("town", *with_doubts(seed)) for seed in range(3)], 0.3)
+    how = calibrate_separation([sample("town", *with_doubts(seed)) for seed in range(3)], 0.3)
     assert 0.5 < how.sure < 0.68
     assert f1(*with_doubts(9), how, 0.3) == 1.0
     assert f1(*with_doubts(9), how.obeying(0.3), 0.3) == pytest.approx(2 * 2 / (2 + 4))
@@ -102,25 +108,63 @@ def test_what_the_network_is_not_sure_enough_of_is_dropped():
 
 def test_a_handful_of_buildings_does_not_decide_for_all():
     """A city of four true buildings has less to say than one of two hundred."""
-    village = [("village", *with_courts(0))]
+    village = [sample("village", *with_courts(0))]
     label = row_of_houses(0, gap=2.5)[1]
     faint = np.where(label == 1, 0.41, 0.05).astype(np.float32)  # a higher threshold loses them
-    town = [("town", faint, label)] * 12
+    town = [sample("town", faint, label)] * 12
     assert calibrate_separation([*village, *town], 0.3).threshold <= 0.4
     assert calibrate_separation(village, 0.3).threshold > 0.42
 
 
+def terrace(seed):
+    """Roofs that touch, 8 pixels wide, whose log-odds fall by 1 along their party walls; a mask,
+    and the numbers of the houses."""
+    rng = np.random.default_rng(seed)
+    odds, number = np.full((40, 60), -5.0), np.zeros((40, 60), np.uint32)
+    for row in (3, 22):
+        for house in range(6):
+            cols = slice(3 + 9 * house, 12 + 9 * house)
+            odds[row : row + 9, cols], number[row : row + 9, cols] = 3.0, row * 100 + house
+            odds[row : row + 9, cols.start] -= 1.0 * (house > 0)
+    odds[number > 0] += rng.uniform(-0.1, 0.1, (number > 0).sum())
+    probability = (1 / (1 + np.exp(-odds))).astype(np.float32)
+    return probability, (number > 0).astype(np.uint8), number
+
+
+def test_labels_that_tell_houses_apart_teach_to_part_them():
+    """Of the same pixels as a mask, a terrace is one building, and parting it is wrong."""
+    told = calibrate_separation([sample("town", *terrace(seed)) for seed in range(3)], 0.4)
+    masks = calibrate_separation([sample("town", *terrace(seed)[:2]) for seed in range(3)], 0.4)
+    probability, label, number = terrace(9)
+    mark = marks(probability, probability >= 0.4)
+    assert numbered(mark, told).max() == len(np.unique(number[number > 0])) == 12
+    assert numbered(mark, masks).max() == truth_of(label).max() == 2
+    assert object_scores(match(truth_of(label, number), numbered(mark, told))[0])["f1"] == 1.0
+
+
+def test_true_buildings_are_those_that_the_label_tells_apart():
+    label = np.array([[1, 1, 1, 0], [1, 1, 0, 255], [0, 0, 0, 1]], np.uint8)
+    number = np.array([[7, 7, 4, 4], [7, 4, 0, 4], [0, 9, 0, 0]], np.uint32)
+    assert truth_of(label, number).tolist() == [[2, 2, 1, 0], [2, 1, 0, 0], [0, 0, 0, 0]]
+    assert truth_of(label, number * 0).tolist() == truth_of(label).tolist()
+    assert truth_of(label).max() == 2
+    all_over = np.arange(5, 11, dtype=np.uint32).reshape(2, 3)  # no pixel is background
+    assert truth_of(np.ones((2, 3), np.uint8), all_over).tolist() == [[1, 2, 3], [4, 5, 6]]
+
+
 def test_each_city_has_one_voice():
     """Many tiles whose roofs fall apart don't outvote one with narrow gaps, nor the reverse."""
-    narrow = [("old", *row_of_houses(seed, gap=1.0)) for seed in range(2)]
-    wide = [("new", *row_of_houses(seed, gap=3.5)) for seed in range(8)]
+    narrow = [sample("old", *row_of_houses(seed, gap=1.0)) for seed in range(2)]
+    wide = [sample("new", *row_of_houses(seed, gap=3.5)) for seed in range(8)]
     how = calibrate_separation([*narrow, *wide], 0.4)
     assert all(f1(*row_of_houses(9, gap), how) > 0.9 for gap in (1.0, 3.5))
 
 
 def test_without_buildings_the_default_stays():
     nothing = np.zeros((20, 20), np.float32)
-    assert calibrate_separation([("a", nothing, nothing.astype(np.uint8))], 0.5) == Separation()
+    assert (
+        calibrate_separation([sample("a", nothing, nothing.astype(np.uint8))], 0.5) == Separation()
+    )
     assert calibrate_separation([], 0.5) == Separation()
 
 

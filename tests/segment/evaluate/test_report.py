@@ -11,6 +11,7 @@ from PIL import Image
 
 from segment import plots
 from segment.evaluate import examine, report
+from segment.evaluate.objects import truth_of
 
 VOID = {"meta", "img"}
 
@@ -55,7 +56,8 @@ def evaluation(name="runs/<city>", seed=0, **changes):
     labels = np.zeros((4, 32, 32), np.uint8)
     labels[:, 4:14, 4:16] = labels[:3, 20:30, 20:26] = 1
     probability = np.clip(labels * 0.5 + rng.random(labels.shape) * 0.5, 0, 1).astype(np.float32)
-    found = examine.examine([(slice(0, 4), probability, labels)], 4, 0.4, 2.0)
+    truths = np.stack([truth_of(label) for label in labels])
+    found = examine.examine([(slice(0, 4), probability, labels, truths)], 4, 0.4, 2.0)
     tiles = [SimpleNamespace(city="ab"[n // 3], scene=f"s{n}") for n in range(4)]
     pixels = np.kron(rng.integers(0, 256, (2, 2, 3)), np.ones((16, 16, 1))).astype(np.uint8)
     shown = plots.Example("a & b", pixels, labels[0], probability[0] >= 0.4)
