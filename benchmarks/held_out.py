@@ -106,6 +106,6 @@ def _scenes(
     for scene in find_scenes(paths):
         with open_raster(scene.image) as dataset:
             pixels, valid = read_pixels(dataset, model.info.reading)
-            label = np.where(valid, read_label(scene, dataset)[0], IGNORE)
+            label = np.where(valid, read_label(scene, dataset), IGNORE)
         size = pixel_size or scene.pixel_size or model.info.pixel_size
         yield HeldOut(scene.image, pixels, label.astype(np.uint8), size or 1.0)

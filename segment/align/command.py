@@ -13,7 +13,7 @@ from minicnn.files import atomic_write
 from segment.align.shift import Shift, building_shifts, moved_label, picture_shift
 from segment.cli import add_data, add_device, add_model, check_folder, chosen_device, parser
 from segment.data.ground import ground_pixel_size
-from segment.data.labels import read_label
+from segment.data.labels import read_buildings
 from segment.data.rasters import open_raster, write_raster
 from segment.data.scenes import Scene, find_scenes
 from segment.errors import InputError
@@ -67,7 +67,7 @@ def _align(scene: Scene, model: Model, out: Path) -> Iterator[Row]:
     """Write a scene's moved label; what was found of the picture, then of each building."""
     with open_raster(scene.image, own=True) as dataset:
         size = scene.pixel_size or ground_pixel_size(dataset) or model.info.pixel_size or 1.0
-        label, apart = read_label(scene, dataset)
+        label, apart = read_buildings(scene, dataset)
         truth = truth_of(label, apart)
         bands = scene_bands(model, dataset, pixel_size=scene.pixel_size)
         probability = np.concatenate([band.probability for band in bands])

@@ -30,6 +30,14 @@ class Elsewhere(InputError):
 
 def read_label(
     scene: Scene, like: DatasetReader, notes: list[str] | None = None
+) -> NDArray[np.uint8]:
+    """The label of a scene, (H, W) like its opened image: 0 background, 1 building, 255 ignore.
+    See `read_buildings`."""
+    return read_buildings(scene, like, notes)[0]
+
+
+def read_buildings(
+    scene: Scene, like: DatasetReader, notes: list[str] | None = None
 ) -> tuple[NDArray[np.uint8], Numbering]:
     """The label of a scene, (H, W) like its opened image: 0 background, 1 building, 255 ignore; and
     which building each pixel is of, 0 where of none, if the label tells buildings apart, else None.

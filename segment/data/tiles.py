@@ -31,7 +31,7 @@ from rasterio.windows import Window
 from minicnn.backend import array_module
 from minicnn.files import digest, stamp, write_text
 from segment.data.ground import working_shape
-from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, Numbering, read_label
+from segment.data.labels import BACKGROUND, BUILDING, IGNORE, Elsewhere, Numbering, read_buildings
 from segment.data.rasters import SIDECARS, open_raster
 from segment.data.reading import Reading, look, read_pixels
 from segment.data.resample import averaged, in_the_middle
@@ -373,7 +373,7 @@ def _rows(
         notes += look(dataset, reading).notes
         height, width = working_shape(dataset, scene.pixel_size, pixel_size)
         try:
-            label, number = read_label(scene, dataset, notes)
+            label, number = read_buildings(scene, dataset, notes)
         except Elsewhere as error:
             notes.append(f"{error}; the scene is left out")
             return

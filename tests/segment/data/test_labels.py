@@ -11,7 +11,7 @@ import rasterio
 from affine import Affine
 from rasterio.warp import Resampling, reproject, transform_bounds
 
-from segment.data.labels import Elsewhere, read_label
+from segment.data.labels import Elsewhere, read_buildings
 from segment.data.rasters import open_raster
 from segment.data.scenes import Scene, find_scenes
 from segment.data.tiles import open_store
@@ -45,7 +45,7 @@ def label_of(image, label, notes=None):
 def both_of(image, label, notes=None):
     """The label, and which building each pixel is of."""
     with open_raster(image) as dataset:
-        return read_label(Scene(image, label, "s", "s", "c", None), dataset, notes)
+        return read_buildings(Scene(image, label, "s", "s", "c", None), dataset, notes)
 
 
 def same_buildings(one, other):

@@ -33,7 +33,7 @@ def read(path, reading=None, **where):
 
 def label_of(image, label):
     with open_raster(image) as dataset:
-        return read_label(Scene(image, label, "s", "s", "c", None), dataset)[0]
+        return read_label(Scene(image, label, "s", "s", "c", None), dataset)
 
 
 # ---------------------------------------------------------------- pictures, by content
@@ -585,4 +585,4 @@ def test_real_sets(photographs, name, images, scenes, cities):
     for scene in found[:20]:
         with open_raster(scene.image) as dataset:
             read_pixels(dataset)
-            assert set(np.unique(read_label(scene, dataset)[0])) <= {0, 1}
+            assert set(np.unique(read_label(scene, dataset))) <= {0, 1}
