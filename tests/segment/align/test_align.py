@@ -105,6 +105,14 @@ def test_the_command_writes_labels_to_train_on_and_what_it_found(tmp_path, monke
         whole, *own = csv.DictReader(file)
     assert (whole["right_m"], whole["down_m"], whole["moved"]) == ("-0.9", "1.2", "yes")
     assert {row["moved"] for row in own} == {"no evidence"} and len(own) == truth_of(truth).max()
+    numbers = 2 * truth_of(truth)
+    for house in range(1, truth_of(truth).max() + 1):  # each as two that touch
+        rows, cols = np.nonzero(truth_of(truth) == house)
+        numbers[rows, cols] -= cols < np.median(cols)
+    write(tmp_path / "in/gt/town1.tif", numbers[None].astype(np.uint16))
+    command.main([*arguments[:2], "--out", str(tmp_path / "apart")])
+    with (tmp_path / "apart/shifts.csv").open() as file:
+        assert len(list(csv.DictReader(file))) == 1 + len(np.unique(numbers[numbers > 0]))
     with pytest.raises(InputError, match="holds moved labels already"):
         command.main(arguments)
 

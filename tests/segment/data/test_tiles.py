@@ -111,20 +111,20 @@ def test_a_pixel_is_of_the_building_in_its_middle(rng, old, new):
 
 
 def test_buildings_that_labels_tell_apart(tmp_path):
-    """Numbered ones at half the size, on two tiles; the mask beside them has no numbers."""
-    numbers = np.zeros((520, 1040), np.uint16)
-    for index, (row, col) in enumerate(product(range(8, 500, 80), range(8, 1000, 80)), start=1):
+    """Numbered ones at half the size, on two tiles; the mask between them has no numbers."""
+    numbers = np.zeros((1040, 560), np.uint16)
+    for index, (row, col) in enumerate(product(range(8, 1000, 80), range(8, 500, 80)), start=1):
         numbers[row : row + 80, col : col + 60] = 40 * index  # they touch
-    write_picture(tmp_path / "images" / "a1.tif", photograph(520, 1040), **UTM)
-    write_picture(tmp_path / "gt" / "a1.tif", numbers, **UTM)
+    for stem in ("a1", "c1"):
+        write_picture(tmp_path / "images" / f"{stem}.tif", photograph(*numbers.shape), **UTM)
+        write_picture(tmp_path / "gt" / f"{stem}.tif", numbers, **UTM)
     write_pair(tmp_path, "b1", 300, 600)
-    write_picture(tmp_path / "images" / "c1.tif", photograph(520, 1040), **UTM)
-    write_picture(tmp_path / "gt" / "c1.tif", numbers, **UTM)
     store = open_store(find_scenes([tmp_path]), pixel_size=0.6, cache=tmp_path / "cache")
     small = numbers[1::2, 1::2] / 40  # the pixel below and right of a middle
     assert [tile.stem for tile in store.tiles] == ["a1", "a1", "b1", "b1", "c1", "c1"]
     for first in (0, 4):
-        assert (store.numbers[first : first + 2] == [small[:256, :256], small[:256, 256:512]]).all()
+        two = [small[:256, :256], small[256:512, :256]]
+        assert (store.numbers[first : first + 2] == two).all()
     assert not store.numbers[[2, 3]].any() and store.numbers[:].dtype == np.uint32
     whole = store.picture(store.tiles[4]).number
     assert isinstance(whole, np.memmap) and (whole == small).all()
@@ -286,7 +286,7 @@ def test_an_interrupted_build_leaves_nothing(folder, tmp_path, monkeypatch):
     def interrupt(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr(tiles, "read_label", interrupt)
+    monkeypatch.setattr(tiles, "read_buildings", interrupt)
     with pytest.raises(KeyboardInterrupt):
         open_store(find_scenes([folder]), cache=tmp_path / "cache")
     assert not [path for path in (tmp_path / "cache").iterdir() if path.is_dir()]

@@ -83,6 +83,20 @@ def test_tiles_are_counted_in_the_order_asked_for(batch_size):
         assert Confusion(*row) == Confusion.from_masks(predicted, store.labels[index])
 
 
+def test_whole_buildings_are_those_of_the_labels(data, tmp_path, capsys):
+    """Two houses that touch, one redder than the other: a mask calls them one, numbers two."""
+    for name in ("a1", "a2", "a3", "b1", "b2", "b3"):
+        with rasterio.open(data / f"gt/{name}.tif", "r+") as file:
+            mask = file.read(1)
+            mask[:, 200:] //= 5  # 255 and 51: numbers
+            file.write(mask, 1)
+    store = open_store(find_scenes([data]), cache=tmp_path / "cache")
+    objects = evaluate_tiles(Redness(), store, np.arange(len(store))).objects
+    assert objects[:, 0].tolist() == [2, 1] * 6 and (store.labels[0][40:150, 100:] == 1).all()
+    main(["--data", str(data), "--cache", str(tmp_path / "cache"), "--device", "cpu", "--json"])
+    assert json.loads(capsys.readouterr().out)["pooled"]["objects"]["true"] == 18
+
+
 def counted(run, data, cache, keep):
     """The summary of the tiles that `keep` takes, computed without the module's own code."""
     store = open_store(find_scenes([data]), cache=cache)
