@@ -20,7 +20,7 @@ from segment.data.scenes import Scene
 from segment.errors import InputError
 
 BACKGROUND, BUILDING, IGNORE = 0, 1, 255
-Numbering = NDArray[np.uint32] | None  # (H, W): which building a pixel is of
+Numbering = NDArray[Any] | None  # (H, W): which building a pixel is of
 _PLANE = CRS.from_epsg(3857)  # stands in where neither image nor label says which plane it is
 
 
@@ -136,10 +136,10 @@ def _numbers_buildings(values: NDArray[Any]) -> bool:
     return pieces <= 2 * (len(numbers) - 1)
 
 
-def _small(number: NDArray[Any]) -> NDArray[np.uint32]:
-    """Numbering (H, W), of which some are 0, as 0, 1, 2, ...: ids may be larger than 32 bits."""
-    _, index = np.unique(number, return_inverse=True)
-    return index.reshape(number.shape).astype(np.uint32)
+def _small(number: NDArray[Any]) -> NDArray[Any]:
+    """Numbers (H, W), of which some are 0, as 0, 1, 2, ... in few bits: ids may have 64."""
+    kinds, index = np.unique(number, return_inverse=True)
+    return index.reshape(number.shape).astype(np.min_scalar_type(len(kinds)))
 
 
 def _agree(one: Affine, other: Affine, shape: tuple[int, int]) -> bool:
@@ -179,10 +179,10 @@ def _warped(
 
 def _rasterised(
     path: Path, like: DatasetReader, notes: list[str]
-) -> tuple[NDArray[np.uint8], NDArray[np.uint32]]:
+) -> tuple[NDArray[np.uint8], NDArray[Any]]:
     found = read_polygons(path)
     crs, transform = place_of(like)
-    number = np.zeros(like.shape, np.uint32)
+    number = np.zeros(like.shape, np.min_scalar_type(len(found.shapes)))
     if crs is None or transform is None:
         raise InputError(f"{like.name} has no CRS, so the polygons of {path} have no place on it")
     if note := found.note(path):

@@ -333,7 +333,7 @@ def _build(
                     tiles += _tiles(scene, height, coverage)
                     height, width = height + len(coverage), coverage.shape[1]
                     if number is not None:
-                        numbers.write(number.tobytes())
+                        numbers.write(number.astype(np.uint32).tobytes())
                         apart = True
                 if height:
                     shapes.append((scene.city, scene.stem, height, width, apart))
