@@ -12,11 +12,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import rasterio
 from test_train import NARROW, ROOT, assert_same_bits
 
 from minicnn.checkpoint import load
 from segment.data.reading import Reading
-from segment.data.tiles import Tile
+from segment.data.scenes import find_scenes
+from segment.data.tiles import Tile, open_store
 from segment.errors import InputError
 from segment.evaluate.command import main as evaluate
 from segment.evaluate.objects import match, object_scores, truth_of
@@ -109,9 +111,15 @@ def finish(process, code=0):
 
 @pytest.fixture(scope="module")
 def given(tmp_path_factory):
-    """Six pictures, a model to begin with, with its card, and a cache."""
+    """Six pictures with numbered buildings, a model to begin with, with its card, and a cache."""
     folder = tmp_path_factory.mktemp("few")
     write_scenes(folder / "mytown", cities=("ashford", "corvo"), scenes_per_city=3, size=128)
+    for path in (folder / "mytown/gt").iterdir():
+        with rasterio.open(path) as file:
+            mask, profile = file.read(1) > 0, {**file.profile, "dtype": "uint16"}
+        number = 2 * truth_of(mask.astype(np.uint8)) - (np.arange(128) < 64) * mask
+        with rasterio.open(path, "w", **profile) as file:
+            file.write(number.astype(np.uint16), 1)  # what lies across the middle is two houses
     info = ModelInfo(
         pixel_size=0.4, reading=Reading((3, 2, 1)), trained={"data": ["afar"], "split": "city"}
     )
@@ -151,7 +159,14 @@ def test_it_says_what_it_did_and_which_number_is_what(given, whole):
     }  # fmt: skip
     metrics = json.loads((run / "metrics.json").read_text())
     assert (metrics["split"], metrics["folds"], metrics["scored"]) == (FOLDS, 3, folds.ABOUT)
-    assert metrics["test"]["pooled"]["tiles"] == 6 and "objects" in metrics["test"]["pooled"]
+    assert metrics["test"]["pooled"]["tiles"] == 6
+    store = open_store(find_scenes([given / "mytown"]), pixel_size=0.4, cache=given / "cache")
+    houses = [
+        np.unique(n[label == 1]) for n, label in zip(store.numbers, store.labels, strict=True)
+    ]
+    true = sum(int((numbers > 0).sum()) for numbers in houses)
+    assert metrics["test"]["pooled"]["objects"]["true"] == true
+    assert true > sum(truth_of(label).max() for label in store.labels)
     parts = json.loads((run / "split.json").read_text())["parts"]
     assert (len(parts["train"]), parts["val"], parts["test"]) == (6, [], [])
     told = load(run / "best.safetensors")[1]["model"]
